@@ -1,0 +1,178 @@
+//! From configuration and keys to a running exit bridge, and to its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arti_client::TorClient;
+use eebt_proto::BridgeLine;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tor_netdir::{NetDirProvider, Timeliness};
+use eebt_tor::TorRuntime;
+
+use crate::config::{Config, ConfigError};
+use crate::consensus::Consensus;
+use crate::egress::Egress;
+use crate::ingress::circuit::{CircuitIngress, IngressError};
+use crate::keys::{BridgeKeys, KeysError};
+use crate::resolve::{ResolveError, Resolver};
+use crate::status::{self, Phase, Status};
+
+/// An exit bridge that is not running yet.
+pub struct ExitBridge {
+    config: Config,
+    tor_config: arti_client::TorClientConfig,
+    keys: BridgeKeys,
+    status: Arc<Status>,
+}
+
+/// Why an exit bridge can't start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The relay side.
+    #[error(transparent)]
+    Ingress(#[from] IngressError),
+    /// The resolver.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// An address can't be listened on.
+    #[error("cannot listen on {addr} ({field})")]
+    Listen {
+        /// The key in the configuration.
+        field: &'static str,
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No consensus of the Tor network.
+    #[error("cannot learn about the Tor network")]
+    Tor(#[source] Box<arti_client::Error>),
+    /// Its time was over before it could serve.
+    #[error("expires: the end of this exit bridge's life has passed")]
+    Expired,
+}
+
+impl ExitBridge {
+    /// Reads keys and checks the Tor settings. Touches no network.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub fn new(config: Config) -> Result<Self, RunError> {
+        config.check()?;
+        let tor_config = config.tor_client_config()?;
+        let keys = BridgeKeys::load_or_generate(&config.keys)?;
+        Ok(Self { config, tor_config, keys, status: Arc::default() })
+    }
+
+    /// What it shows of itself while it runs.
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status)
+    }
+
+    /// Runs until `shutdown`, or the end of its life; then drains. `ready` is called once, with the
+    /// bridge line, when the exit bridge serves.
+    ///
+    /// Nobody is listened to before there is a consensus to tell relays from strangers.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub async fn run(
+        self,
+        runtime: TorRuntime,
+        shutdown: CancellationToken,
+        ready: impl FnOnce(&BridgeLine),
+    ) -> Result<(), RunError> {
+        let Self { config, tor_config, keys, status } = self;
+        let expires = config.end_of_life(SystemTime::now());
+        let life = expires.duration_since(SystemTime::now()).map_err(|_| RunError::Expired)?;
+
+        let _status_task = match config.status {
+            Some(addr) => Some(
+                status::serve(addr, Arc::clone(&status))
+                    .await
+                    .map_err(|source| RunError::Listen { field: "status", addr, source })?,
+            ),
+            None => None,
+        };
+
+        let tor = |e: arti_client::Error| RunError::Tor(Box::new(e));
+        let client =
+            TorClient::with_runtime(runtime.clone()).config(tor_config).create_unbootstrapped_async().await.map_err(tor)?;
+        tokio::select! {
+            done = client.bootstrap() => done.map_err(tor)?,
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(life) => return Err(RunError::Expired),
+        }
+        let provider: Arc<dyn NetDirProvider> = client.dirmgr().map_err(tor)?;
+        let _ = provider.wait_for_netdir(Timeliness::Timely).await;
+
+        let addr = config.listen;
+        let listen = |source| RunError::Listen { field: "listen", addr, source };
+        let listener = TcpListener::bind(addr).await.map_err(listen)?;
+        let address = config.address.map_or_else(|| listener.local_addr(), Ok).map_err(listen)?;
+        let advertised = vec![address];
+        let ours = advertised.iter().map(SocketAddr::ip).chain(config.egress_address).collect();
+        let consensus = Arc::new(Consensus::new(Arc::clone(&provider), config.allow_ingress.clone(), ours));
+        let egress = Arc::new(Egress::new(
+            config.exit_policy(),
+            Arc::clone(&consensus) as _,
+            Resolver::new(&config.resolver)?,
+            config.egress_address,
+            config.limits.clone(),
+            Arc::clone(&status),
+        ));
+        let params = provider.params();
+        let ingress = CircuitIngress::new(
+            &runtime,
+            &keys,
+            advertised.clone(),
+            &config.limits,
+            Arc::clone(&consensus),
+            params.as_ref().as_ref(),
+        )?;
+
+        status.set_phase(Phase::Serving);
+        tracing::info!(relays = consensus.relays(), "serving");
+        ready(&keys.bridge_line(advertised, config.policy.clone(), Some(expires)));
+
+        let stop = async {
+            tokio::select! {
+                () = shutdown.cancelled() => tracing::info!("told to stop"),
+                () = sleep_until(expires) => tracing::info!("the end of this exit bridge's life has come"),
+            }
+            status.set_phase(Phase::Draining);
+        };
+        let close = CancellationToken::new();
+        let serving = ingress.run(listener, provider, Arc::clone(&egress), close.clone());
+        let ending = async {
+            stop.await;
+            close.cancel();
+            egress.drain(config.drain).await;
+        };
+        tokio::select! {
+            () = serving => {}
+            () = consensus.follow() => {}
+            () = ending => {}
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Sleeps until a time of the wall clock, also when the machine slept meanwhile.
+async fn sleep_until(at: SystemTime) {
+    while let Ok(left) = at.duration_since(SystemTime::now()) {
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(Duration::from_secs(30))).await;
+    }
+}

@@ -1,0 +1,302 @@
+//! What the operator may choose: as written in TOML ([`Config`]), and checked as it is read.
+//!
+//! `deploy/eebt-bridge.example.toml` documents every key; a test holds it to the defaults here.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use eebt_proto::limits::MAX_LIFETIME;
+use eebt_proto::{ExitPolicy, PortSet};
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer};
+
+use crate::limits::Limits;
+
+/// The configuration of one exit bridge. Every field has a default that works.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Folder of the keys, made by `eebt-bridge keygen` or at the first start.
+    pub keys: PathBuf,
+    /// Where channels from relays arrive. Port 0: a random one.
+    pub listen: SocketAddr,
+    /// Address in the bridge line, when it is another than `listen`.
+    pub address: Option<SocketAddr>,
+    /// Local address of connections to targets; with it, only targets of its family are reached.
+    pub egress_address: Option<IpAddr>,
+    /// Folder for the cached consensus.
+    pub state_dir: PathBuf,
+    /// A file of Arti settings that name another Tor network (a test network).
+    pub network: Option<PathBuf>,
+    /// Loopback address of `/ready`, `/live` and `/metrics`; none without it.
+    pub status: Option<SocketAddr>,
+    /// File that holds the process id while the exit bridge runs.
+    pub pid_file: Option<PathBuf>,
+    /// How long the exit bridge lives, from its start.
+    #[serde(with = "humantime_serde")]
+    pub lifetime: Duration,
+    /// When the exit bridge ends, if that comes before its `lifetime` is over.
+    #[serde(deserialize_with = "rfc3339")]
+    pub expires: Option<SystemTime>,
+    /// How long streams may go on after the exit bridge was told to stop.
+    #[serde(with = "humantime_serde")]
+    pub drain: Duration,
+    /// Ports that are open: `web`, `reduced`, `tor-default`, or a list such as `80,443,8000-8100`.
+    #[serde(deserialize_with = "port_set")]
+    pub policy: PortSet,
+    /// Special-use ranges that are opened all the same. For test networks only.
+    pub allow_egress: Vec<IpNet>,
+    /// Source addresses that may open channels though no relay in the consensus has them.
+    pub allow_ingress: Vec<IpNet>,
+    /// Name servers; the system's when empty.
+    pub resolver: Vec<SocketAddr>,
+    /// Bounds for each circuit and for all of them.
+    pub limits: Limits,
+    /// Arti settings, passed through as they are.
+    pub tor: toml::Table,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            keys: "keys".into(),
+            listen: (Ipv4Addr::UNSPECIFIED, 0).into(),
+            address: None,
+            egress_address: None,
+            state_dir: "state".into(),
+            network: None,
+            status: None,
+            pid_file: None,
+            lifetime: Duration::from_secs(24 * 3600),
+            expires: None,
+            drain: Duration::from_secs(30),
+            policy: PortSet::web(),
+            allow_egress: Vec::new(),
+            allow_ingress: Vec::new(),
+            resolver: Vec::new(),
+            limits: Limits::default(),
+            tor: toml::Table::new(),
+        }
+    }
+}
+
+/// Why a configuration can't be used. Each message names the field.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be; the source names line and key.
+    #[error("{path} is not a valid configuration")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Which line and key, and what was expected.
+        source: Box<toml::de::Error>,
+    },
+    /// A value that no exit bridge can have.
+    #[error("{field}: {problem}")]
+    Field {
+        /// The key in the file.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The Tor settings.
+    #[error(transparent)]
+    Tor(#[from] eebt_tor::TorConfigError),
+}
+
+impl Config {
+    /// Reads `path` (the defaults when it is `None`), puts `key=value` settings over it, and checks.
+    ///
+    /// A value that is no TOML value is taken as a string, so that `listen=0.0.0.0:9001` needs no
+    /// quotes; a dot in a key leads into a table (`limits.streams=10`).
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load_with(path: Option<&Path>, settings: &[String]) -> Result<Self, ConfigError> {
+        let text = match path {
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::Read { path: path.into(), source })?,
+            None => String::new(),
+        };
+        let parse = |source| ConfigError::Parse {
+            path: path.unwrap_or(Path::new("--set")).into(),
+            source: Box::new(source),
+        };
+        let config: Self = if settings.is_empty() {
+            // Straight from the text, for errors that show the line.
+            toml::from_str(&text).map_err(parse)?
+        } else {
+            let mut table: toml::Table = toml::from_str(&text).map_err(parse)?;
+            for setting in settings {
+                set(&mut table, setting)?;
+            }
+            table.try_into().map_err(parse)?
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses values that can't work together, so that nothing fails after the start.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let bad = |field, problem: &str| Err(ConfigError::Field { field, problem: problem.to_owned() });
+        if self.lifetime.is_zero() || self.lifetime > MAX_LIFETIME {
+            return bad("lifetime", "must be more than 0 and at most 7 days");
+        }
+        if self.status.is_some_and(|s| !s.ip().is_loopback()) {
+            return bad("status", "must be a loopback address, such as 127.0.0.1:9100");
+        }
+        if self.address.is_some_and(|a| a.port() == 0 || a.ip().is_unspecified()) {
+            return bad("address", "must be an address that relays can reach, with its port");
+        }
+        if self.egress_address.is_some_and(|a| a.is_unspecified()) {
+            return bad("egress_address", "must be an address of this machine");
+        }
+        self.limits.check()
+    }
+
+    /// The exit policy.
+    pub fn exit_policy(&self) -> ExitPolicy {
+        ExitPolicy { ports: self.policy.clone(), lifted: self.allow_egress.clone() }
+    }
+
+    /// When an exit bridge that starts `now` ends, in whole seconds (so that the bridge line says
+    /// exactly this).
+    pub fn end_of_life(&self, now: SystemTime) -> SystemTime {
+        let end = now + self.lifetime;
+        let end = self.expires.map_or(end, |expires| end.min(expires));
+        let secs = end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
+    }
+
+    /// Arti's configuration.
+    ///
+    /// # Errors
+    /// [`ConfigError::Tor`].
+    pub fn tor_client_config(&self) -> Result<arti_client::TorClientConfig, ConfigError> {
+        // We need a consensus and no circuits of our own: build none ahead of need.
+        let mut preemptive = toml::Table::new();
+        preemptive.insert("initial_predicted_ports".into(), toml::Value::Array(Vec::new()));
+        let mut base = toml::Table::new();
+        base.insert("preemptive_circuits".into(), preemptive.into());
+        Ok(eebt_tor::tor_client_config(&self.state_dir, base, self.network.as_deref(), &self.tor)?)
+    }
+}
+
+/// Puts one `key=value` into `table`.
+fn set(table: &mut toml::Table, setting: &str) -> Result<(), ConfigError> {
+    let bad = || ConfigError::Field { field: "--set", problem: format!("{setting:?} is not of the form key=value") };
+    let (key, value) = setting.split_once('=').ok_or_else(bad)?;
+    let value = format!("v = {value}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| value.into());
+    let mut place = table;
+    let mut keys = key.split('.').peekable();
+    while let Some(key) = keys.next() {
+        if keys.peek().is_none() {
+            place.insert(key.to_owned(), value);
+            break;
+        }
+        let inner = place.entry(key).or_insert_with(|| toml::Table::new().into());
+        place = inner.as_table_mut().ok_or_else(bad)?;
+    }
+    Ok(())
+}
+
+fn port_set<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortSet, D::Error> {
+    /// `443` alone is a number in TOML.
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Text(String),
+        Port(u16),
+    }
+    let text = match Written::deserialize(deserializer)? {
+        Written::Text(text) => text,
+        Written::Port(port) => port.to_string(),
+    };
+    text.parse().map_err(serde::de::Error::custom)
+}
+
+fn rfc3339<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SystemTime>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_rfc3339(&text)
+        .map(Some)
+        .map_err(|_| serde::de::Error::custom("expected a UTC time such as \"2026-12-01T12:00:00Z\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let config: Config = toml::from_str(text).map_err(|e| e.to_string())?;
+        config.check().map_err(|e| e.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn the_example_file_says_the_defaults() {
+        let text = include_str!("../../deploy/eebt-bridge.example.toml");
+        assert_eq!(parse(text).unwrap(), Config::default());
+        // With every comment taken off, each key is known and takes the value shown.
+        let all: String =
+            text.lines().map(|l| l.strip_prefix("#: ").unwrap_or(l)).collect::<Vec<_>>().join("\n");
+        parse(&all).unwrap();
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        for (text, named) in [
+            ("colour = 1", "colour"),
+            ("listen = \"nowhere\"", "listen"),
+            ("policy = \"http\"", "policy"),
+            ("lifetime = \"9 days\"", "lifetime"),
+            ("lifetime = \"0s\"", "lifetime"),
+            ("expires = \"soon\"", "expires"),
+            ("status = \"0.0.0.0:1\"", "status"),
+            ("address = \"0.0.0.0:1\"", "address"),
+            ("allow_egress = [\"10.0.0.0/99\"]", "allow_egress"),
+            ("[limits]\nstreams = 0", "limits.streams"),
+            ("[limits]\nspeed = 1", "speed"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(named), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn settings_go_over_the_file() {
+        let settings = ["listen=127.0.0.1:9", "limits.streams=7", "policy=443", "allow_egress=[\"10.0.0.0/8\"]"];
+        let config = Config::load_with(None, &settings.map(String::from)).unwrap();
+        assert_eq!(config.listen, "127.0.0.1:9".parse().unwrap());
+        assert_eq!(config.limits.streams, 7);
+        assert_eq!(config.policy.to_string(), "443");
+        assert_eq!(config.allow_egress.len(), 1);
+        for bad in ["listen", "colour=1", "listen.x=1", "limits.streams=x"] {
+            assert!(Config::load_with(None, &[bad.to_owned()]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn life_ends_at_the_earlier_of_both() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_000_500);
+        let mut config = Config { lifetime: Duration::from_secs(60), ..Config::default() };
+        assert_eq!(config.end_of_life(now), SystemTime::UNIX_EPOCH + Duration::from_secs(1060));
+        config.expires = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1030));
+        assert_eq!(config.end_of_life(now), SystemTime::UNIX_EPOCH + Duration::from_secs(1030));
+    }
+}

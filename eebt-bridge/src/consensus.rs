@@ -1,0 +1,125 @@
+//! What the exit bridge knows of the Tor network: who is a relay, and where.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use eebt_proto::Surroundings;
+use futures::StreamExt as _;
+use ipnet::IpNet;
+use tor_linkspec::HasAddrs as _;
+use tor_llcrypto::pk::ed25519::Ed25519Identity;
+use tor_netdir::{NetDirProvider, Timeliness};
+
+/// The current consensus, kept current by [`Consensus::follow`].
+pub struct Consensus {
+    provider: Arc<dyn NetDirProvider>,
+    view: RwLock<Arc<View>>,
+    /// Source addresses that are let in without being a relay's.
+    allow_ingress: Vec<IpNet>,
+    /// Addresses that are ours and that no interface shows (1:1 NAT).
+    advertised: Vec<IpAddr>,
+}
+
+/// Addresses, gathered once per consensus.
+#[derive(Default)]
+struct View {
+    relay_ips: HashSet<IpAddr>,
+    or_ports: HashSet<SocketAddr>,
+    own: HashSet<IpAddr>,
+}
+
+impl Consensus {
+    /// Follows `provider`.
+    pub fn new(provider: Arc<dyn NetDirProvider>, allow_ingress: Vec<IpNet>, advertised: Vec<IpAddr>) -> Self {
+        let consensus = Self { provider, view: RwLock::default(), allow_ingress, advertised };
+        consensus.refresh();
+        consensus
+    }
+
+    /// Takes over each new consensus. Never returns while the provider lives.
+    pub async fn follow(&self) {
+        let mut events = self.provider.events();
+        // After subscribing, so that none is missed.
+        self.refresh();
+        while events.next().await.is_some() {
+            self.refresh();
+        }
+    }
+
+    fn refresh(&self) {
+        let mut view = View { own: own_addresses(), ..View::default() };
+        view.own.extend(&self.advertised);
+        if let Ok(netdir) = self.provider.netdir(Timeliness::Unchecked) {
+            for relay in netdir.relays() {
+                for addr in relay.addrs() {
+                    view.relay_ips.insert(addr.ip().to_canonical());
+                    view.or_ports.insert(addr);
+                }
+            }
+        }
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+    }
+
+    fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Is there a consensus that is still valid? Without one nobody is served.
+    pub fn is_current(&self) -> bool {
+        self.provider.timely_netdir().is_ok()
+    }
+
+    /// Is this the identity of a relay in a consensus that is still valid?
+    pub fn is_relay_identity(&self, id: &Ed25519Identity) -> bool {
+        self.provider.timely_netdir().is_ok_and(|netdir| netdir.by_id(id).is_some())
+    }
+
+    /// May a connection from this address try to become a channel?
+    pub fn may_be_relay(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.view().relay_ips.contains(&ip) || self.allow_ingress.iter().any(|net| net.contains(&ip))
+    }
+
+    /// Number of relays known, for `/ready`.
+    pub fn relays(&self) -> usize {
+        self.view().relay_ips.len()
+    }
+}
+
+impl Surroundings for Consensus {
+    fn is_own(&self, ip: IpAddr) -> bool {
+        self.view().own.contains(&ip)
+    }
+
+    fn is_relay(&self, addr: SocketAddr) -> bool {
+        self.view().or_ports.contains(&addr)
+    }
+}
+
+/// Addresses of this machine's interfaces.
+fn own_addresses() -> HashSet<IpAddr> {
+    let interfaces = match nix::ifaddrs::getifaddrs() {
+        Ok(interfaces) => interfaces,
+        Err(error) => {
+            // Private ranges stay closed all the same; public ones of ours come from `advertised`.
+            tracing::warn!(%error, "cannot list this machine's addresses");
+            return HashSet::new();
+        }
+    };
+    interfaces
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn loopback_is_among_our_own_addresses() {
+        assert!(super::own_addresses().contains(&std::net::Ipv4Addr::LOCALHOST.into()));
+    }
+}

@@ -1,0 +1,216 @@
+//! One stream, from its request to its end: the same for every ingress.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use eebt_proto::{Host, Target, TargetError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tor_cell::relaycell::msg::{Begin, BeginFlags, Connected, End, EndReason, Resolve, Resolved, ResolvedVal};
+use tor_proto::stream::{IncomingStream, IncomingStreamRequest};
+
+use crate::egress::{Egress, EgressError, Families};
+use crate::limits::{CircuitLimits, OverLimit, TokenBucket};
+use crate::status::Outcome;
+
+/// Time to live that every answer carries: the real one would tell when a name was last looked up.
+const TTL: u32 = 60;
+
+/// One circuit and what it has used up.
+pub(crate) struct Circuit {
+    limits: Mutex<CircuitLimits>,
+    bytes: Arc<Mutex<TokenBucket>>,
+    open: Arc<Semaphore>,
+}
+
+impl Circuit {
+    /// A circuit that has asked for nothing yet.
+    pub(crate) fn new(egress: &Egress) -> Self {
+        let (limits, now) = (egress.limits(), Instant::now());
+        Self {
+            limits: Mutex::new(CircuitLimits::new(limits, now)),
+            bytes: Arc::new(Mutex::new(TokenBucket::new(limits.bytes, now))),
+            open: Arc::new(Semaphore::new(limits.streams_per_circuit as usize)),
+        }
+    }
+
+    /// Room for one more stream, given back when the permits are dropped.
+    fn admit(&self, egress: &Egress, target: &Target) -> Result<[OwnedSemaphorePermit; 2], OverLimit> {
+        let one = Arc::clone(&self.open).try_acquire_owned().map_err(|_| OverLimit::Streams)?;
+        let all = egress.open_streams().try_acquire_owned().map_err(|_| OverLimit::Total)?;
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).admit(target, Instant::now())?;
+        Ok([one, all])
+    }
+
+    fn note_failed_connect(&self) {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).note_failed_connect(Instant::now());
+    }
+}
+
+/// Serves one request until its stream is done. What went wrong is told to the client and counted;
+/// it is logged without target.
+pub(crate) async fn serve_stream(stream: IncomingStream, circuit: Arc<Circuit>, egress: Arc<Egress>) {
+    match stream.request() {
+        IncomingStreamRequest::Begin(begin) => {
+            let begin = begin.clone();
+            serve_begin(stream, &begin, &circuit, &egress).await;
+        }
+        IncomingStreamRequest::Resolve(resolve) => {
+            let answer = resolve_answer(&resolve.clone(), &circuit, &egress).await;
+            let _gone = stream.resolve(answer).await;
+        }
+        // Not let in by the ingress; an answer all the same.
+        _ => reject(stream, EndReason::NOTDIRECTORY).await,
+    }
+}
+
+async fn serve_begin(stream: IncomingStream, begin: &Begin, circuit: &Circuit, egress: &Egress) {
+    if egress.is_draining() {
+        return reject(stream, EndReason::HIBERNATING).await;
+    }
+    let target = match target(begin.addr(), begin.port()) {
+        Ok(target) => target,
+        Err(error) => {
+            egress.status().count(Outcome::Refused);
+            return reject(stream, end_of_target_error(error)).await;
+        }
+    };
+    let _permits = match circuit.admit(egress, &target) {
+        Ok(permits) => permits,
+        Err(over) => {
+            tracing::debug!(%over, "stream refused");
+            egress.status().count(Outcome::OverLimit);
+            return reject(stream, EndReason::RESOURCELIMIT).await;
+        }
+    };
+    let tcp = match egress.connect(&target, families(begin.flags())).await {
+        Ok(tcp) => tcp,
+        Err(error) => {
+            tracing::debug!(%error, "stream refused");
+            if error.is_failed_connect() {
+                circuit.note_failed_connect();
+            }
+            egress.status().count(error.outcome());
+            return reject(stream, end_of_egress_error(&error)).await;
+        }
+    };
+    let peer = tcp.peer_addr().map(|a| a.ip());
+    let connected = peer.map_or_else(|_| Connected::new_empty(), |ip| Connected::new_with_addr(ip, TTL));
+    match stream.accept_data(connected).await {
+        Ok(data) => {
+            egress.status().count(Outcome::Served);
+            egress.copy(data, tcp, &circuit.bytes).await;
+        }
+        Err(error) => tracing::debug!(%error, "the circuit went away"),
+    }
+}
+
+/// The answer to a RESOLVE. Names and addresses that are closed to streams do not resolve either.
+async fn resolve_answer(resolve: &Resolve, circuit: &Circuit, egress: &Egress) -> Resolved {
+    let not_found = || Resolved::new_err(false, TTL);
+    let Ok(query) = std::str::from_utf8(resolve.query()) else { return not_found() };
+    let found = if let Some(ip) = reverse_query(query) {
+        let Ok(target) = Target::new(&ip.to_string(), 443) else { return not_found() };
+        if circuit.admit(egress, &target).is_err() {
+            return Resolved::new_err(true, TTL);
+        }
+        egress.name_of(ip).await.map(|name| vec![ResolvedVal::Hostname(name.into())])
+    } else {
+        // Any open port will do: names are resolved for no port.
+        let Ok(target) = Target::new(query, 443) else { return not_found() };
+        if circuit.admit(egress, &target).is_err() {
+            return Resolved::new_err(true, TTL);
+        }
+        match target.host {
+            Host::Ip(ip) => Ok(vec![ResolvedVal::Ip(ip)]),
+            Host::Name(name) => {
+                egress.addresses(&name).await.map(|ips| ips.into_iter().map(ResolvedVal::Ip).collect())
+            }
+        }
+    };
+    match found {
+        Ok(values) => {
+            let mut resolved = Resolved::new_empty();
+            // As many as surely fit in one cell.
+            values.into_iter().take(8).for_each(|value| resolved.add_answer(value, TTL));
+            resolved
+        }
+        Err(error) => {
+            circuit.note_failed_connect();
+            Resolved::new_err(error.is_transient(), TTL)
+        }
+    }
+}
+
+/// The address in a query for `…in-addr.arpa` or `…ip6.arpa`.
+fn reverse_query(query: &str) -> Option<IpAddr> {
+    let query = query.to_ascii_lowercase();
+    if let Some(v4) = query.strip_suffix(".in-addr.arpa") {
+        let mut octets: Vec<&str> = v4.split('.').collect();
+        octets.reverse();
+        return octets.join(".").parse::<std::net::Ipv4Addr>().ok().map(IpAddr::from);
+    }
+    let nibbles: Vec<&str> = query.strip_suffix(".ip6.arpa")?.split('.').collect();
+    if nibbles.len() != 32 || nibbles.iter().any(|n| n.len() != 1) {
+        return None;
+    }
+    let hex: String = nibbles.into_iter().rev().collect();
+    u128::from_str_radix(&hex, 16).ok().map(|bits| IpAddr::from(std::net::Ipv6Addr::from(bits)))
+}
+
+fn target(addr: &[u8], port: u16) -> Result<Target, TargetError> {
+    Target::new(std::str::from_utf8(addr).map_err(|_| TargetError::Syntax)?, port)
+}
+
+/// What the client lets us use (tor-spec, "Opening streams").
+fn families(flags: BeginFlags) -> Families {
+    Families {
+        v4: !flags.contains(BeginFlags::IPV4_NOT_OKAY),
+        v6: flags.contains(BeginFlags::IPV6_OKAY),
+        prefer_v6: flags.contains(BeginFlags::IPV6_PREFERRED),
+    }
+}
+
+async fn reject(stream: IncomingStream, reason: EndReason) {
+    let _gone = stream.reject(End::new_with_reason(reason)).await;
+}
+
+/// The reason that C tor gives for the same thing.
+fn end_of_target_error(error: TargetError) -> EndReason {
+    match error {
+        TargetError::Port => EndReason::TORPROTOCOL,
+        TargetError::Syntax => EndReason::RESOLVEFAILED,
+        TargetError::LocalName => EndReason::EXITPOLICY,
+    }
+}
+
+fn end_of_egress_error(error: &EgressError) -> EndReason {
+    use std::io::ErrorKind as K;
+    match error {
+        EgressError::Refused(_) => EndReason::EXITPOLICY,
+        EgressError::Resolve(_) => EndReason::RESOLVEFAILED,
+        EgressError::Timeout => EndReason::TIMEOUT,
+        EgressError::Connect(e) => match e.kind() {
+            K::ConnectionRefused => EndReason::CONNECTREFUSED,
+            K::ConnectionReset | K::ConnectionAborted => EndReason::CONNRESET,
+            K::TimedOut => EndReason::TIMEOUT,
+            K::HostUnreachable | K::NetworkUnreachable | K::AddrNotAvailable => EndReason::NOROUTE,
+            _ => EndReason::MISC,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reverse_queries_are_read() {
+        assert_eq!(reverse_query("4.3.2.1.in-addr.arpa"), Some("1.2.3.4".parse().unwrap()));
+        let v6 = "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.ARPA";
+        assert_eq!(reverse_query(v6), Some("2001:db8::1".parse().unwrap()));
+        for other in ["example.com", "3.2.1.in-addr.arpa", "a.b.c.d.in-addr.arpa", "1.0.ip6.arpa", ".ip6.arpa"] {
+            assert_eq!(reverse_query(other), None, "{other}");
+        }
+    }
+}

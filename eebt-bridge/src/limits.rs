@@ -1,0 +1,289 @@
+//! The bounds that protect an exit bridge, its provider's patience and the rest of the Internet
+//! from a client that abuses it. Pure functions of time: the caller says what `now` is.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
+
+use eebt_proto::Target;
+use serde::Deserialize;
+
+use crate::config::ConfigError;
+
+/// Bounds for each circuit, and for the exit bridge as a whole.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Streams open at once on one circuit.
+    pub streams_per_circuit: u32,
+    /// New streams on one circuit: steady rate a second, and burst.
+    pub new_streams: Rate,
+    /// Targets on one circuit that it did not ask for lately: steady rate a second, and burst.
+    pub new_targets: Rate,
+    /// Connects that failed on one circuit: steady rate a second, and burst. Port scans run into it.
+    pub failed_connects: Rate,
+    /// Bytes of one circuit, both ways: steady rate a second, and burst.
+    pub bytes: Rate,
+    /// Streams open at once in all.
+    pub streams: u32,
+    /// Channels open at once.
+    pub channels: u32,
+    /// Channel handshakes going on at once.
+    pub handshakes: u32,
+    /// Time a channel handshake may take.
+    #[serde(with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+    /// Time that looking up a name and connecting may take.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// Time after which a stream that carries nothing is closed.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// Memory for queued cells, in MiB.
+    pub memory_mib: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            streams_per_circuit: 512,
+            new_streams: Rate { per_second: 20.0, burst: 250.0 },
+            new_targets: Rate { per_second: 2.0, burst: 200.0 },
+            failed_connects: Rate { per_second: 0.5, burst: 50.0 },
+            bytes: Rate { per_second: 25e6, burst: 250e6 },
+            streams: 8192,
+            channels: 4096,
+            handshakes: 64,
+            handshake_timeout: Duration::from_secs(20),
+            connect_timeout: Duration::from_secs(20),
+            idle_timeout: Duration::from_secs(15 * 60),
+            memory_mib: 256,
+        }
+    }
+}
+
+impl Limits {
+    /// Refuses bounds that would let nothing through.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`].
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let rate_ok = |r: &Rate| r.per_second.is_finite() && r.per_second > 0.0 && r.burst >= 1.0;
+        for (field, ok) in [
+            ("limits.streams_per_circuit", self.streams_per_circuit > 0),
+            ("limits.new_streams", rate_ok(&self.new_streams)),
+            ("limits.new_targets", rate_ok(&self.new_targets)),
+            ("limits.failed_connects", rate_ok(&self.failed_connects)),
+            ("limits.bytes", rate_ok(&self.bytes) && self.bytes.burst >= 65536.0),
+            ("limits.streams", self.streams > 0),
+            ("limits.channels", self.channels > 0),
+            ("limits.handshakes", self.handshakes > 0),
+            ("limits.handshake_timeout", !self.handshake_timeout.is_zero()),
+            ("limits.connect_timeout", !self.connect_timeout.is_zero()),
+            ("limits.idle_timeout", !self.idle_timeout.is_zero()),
+            ("limits.memory_mib", self.memory_mib >= 16),
+        ] {
+            if !ok {
+                let problem =
+                    "too small to serve anyone (rates above 0, bursts of at least 1; bytes.burst at least 65536; memory_mib at least 16)";
+                return Err(ConfigError::Field { field, problem: problem.to_owned() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A steady rate and a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// Tokens that come back in a second.
+    pub per_second: f64,
+    /// Tokens at most.
+    pub burst: f64,
+}
+
+/// A token bucket, full at first.
+#[derive(Debug)]
+pub struct TokenBucket {
+    rate: Rate,
+    tokens: f64,
+    at: Instant,
+}
+
+impl TokenBucket {
+    /// A full bucket.
+    pub fn new(rate: Rate, now: Instant) -> Self {
+        Self { rate, tokens: rate.burst, at: now }
+    }
+
+    fn refill(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + passed * self.rate.per_second).min(self.rate.burst);
+        self.at = self.at.max(now);
+    }
+
+    /// Takes one token if there is one.
+    pub fn take(&mut self, now: Instant) -> bool {
+        self.refill(now);
+        let enough = self.tokens >= 1.0;
+        if enough {
+            self.tokens -= 1.0;
+        }
+        enough
+    }
+
+    /// Takes `n` tokens, into debt if need be, and says how long to wait until the debt is paid.
+    pub fn spend(&mut self, n: f64, now: Instant) -> Duration {
+        self.refill(now);
+        self.tokens -= n;
+        Duration::from_secs_f64((-self.tokens).max(0.0) / self.rate.per_second)
+    }
+
+    /// Is a token there?
+    pub fn has_token(&mut self, now: Instant) -> bool {
+        self.refill(now);
+        self.tokens >= 1.0
+    }
+}
+
+/// Why a circuit gets no stream now. Carries no target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum OverLimit {
+    /// Streams open at once on this circuit.
+    #[error("too many open streams on this circuit")]
+    Streams,
+    /// New streams a second on this circuit.
+    #[error("too many new streams on this circuit")]
+    NewStreams,
+    /// Distinct targets on this circuit.
+    #[error("too many distinct targets on this circuit")]
+    Targets,
+    /// Failed connects on this circuit.
+    #[error("too many failed connects on this circuit")]
+    FailedConnects,
+    /// Streams open at once on the exit bridge.
+    #[error("too many open streams in all")]
+    Total,
+}
+
+/// What one circuit has used up.
+pub struct CircuitLimits {
+    new_streams: TokenBucket,
+    new_targets: TokenBucket,
+    failed_connects: TokenBucket,
+    /// Keyed hashes of targets asked for lately; the key dies with the circuit.
+    targets: HashSet<u64>,
+    keyed: RandomState,
+    burst: usize,
+}
+
+impl CircuitLimits {
+    /// A circuit that has used nothing yet.
+    pub fn new(limits: &Limits, now: Instant) -> Self {
+        // A burst is checked to be positive, and this many targets are remembered.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let burst = limits.new_targets.burst.min(65536.0) as usize;
+        Self {
+            new_streams: TokenBucket::new(limits.new_streams, now),
+            new_targets: TokenBucket::new(limits.new_targets, now),
+            failed_connects: TokenBucket::new(limits.failed_connects, now),
+            targets: HashSet::new(),
+            keyed: RandomState::new(),
+            burst,
+        }
+    }
+
+    /// May this circuit have one more stream? Asked for every BEGIN and RESOLVE.
+    ///
+    /// # Errors
+    /// The bound that was hit.
+    pub fn admit(&mut self, target: &Target, now: Instant) -> Result<(), OverLimit> {
+        if !self.new_streams.take(now) {
+            return Err(OverLimit::NewStreams);
+        }
+        if !self.failed_connects.has_token(now) {
+            return Err(OverLimit::FailedConnects);
+        }
+        let hash = self.keyed.hash_one(target);
+        if !self.targets.contains(&hash) {
+            if !self.new_targets.take(now) {
+                return Err(OverLimit::Targets);
+            }
+            if self.targets.len() >= self.burst {
+                self.targets.clear();
+            }
+            self.targets.insert(hash);
+        }
+        Ok(())
+    }
+
+    /// A connect of this circuit failed.
+    pub fn note_failed_connect(&mut self, now: Instant) {
+        self.failed_connects.take(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(i: u16) -> Target {
+        Target::new(&format!("host{i}.example.com"), 443).unwrap()
+    }
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let start = Instant::now();
+        let mut bucket = TokenBucket::new(Rate { per_second: 10.0, burst: 5.0 }, start);
+        assert_eq!((0..10).filter(|_| bucket.take(start)).count(), 5);
+        let later = start + Duration::from_secs(1);
+        assert_eq!((0..10).filter(|_| bucket.take(later)).count(), 5, "never above the burst");
+        let wait = bucket.spend(20.0, later);
+        assert!((wait.as_secs_f64() - 2.0).abs() < 1e-6);
+        assert!(!bucket.has_token(later + Duration::from_millis(2050)));
+        assert!(bucket.has_token(later + Duration::from_millis(2150)));
+    }
+
+    #[test]
+    fn time_that_goes_backwards_gives_nothing() {
+        let start = Instant::now() + Duration::from_secs(10);
+        let mut bucket = TokenBucket::new(Rate { per_second: 1.0, burst: 1.0 }, start);
+        assert!(bucket.take(start));
+        assert!(!bucket.take(start - Duration::from_secs(5)));
+        assert!(!bucket.take(start + Duration::from_millis(900)));
+    }
+
+    #[test]
+    fn a_port_scan_runs_into_distinct_targets() {
+        let now = Instant::now();
+        let limits = Limits { new_targets: Rate { per_second: 1.0, burst: 10.0 }, ..Limits::default() };
+        let mut circuit = CircuitLimits::new(&limits, now);
+        let admitted = (0..50).filter(|i| circuit.admit(&target(*i), now).is_ok()).count();
+        assert_eq!(admitted, 10);
+        assert_eq!(circuit.admit(&target(0), now), Ok(()), "a target of before costs nothing");
+        assert_eq!(circuit.admit(&target(99), now), Err(OverLimit::Targets));
+    }
+
+    #[test]
+    fn failed_connects_close_the_circuit_for_a_while() {
+        let now = Instant::now();
+        let limits = Limits { failed_connects: Rate { per_second: 1.0, burst: 3.0 }, ..Limits::default() };
+        let mut circuit = CircuitLimits::new(&limits, now);
+        for _ in 0..3 {
+            assert_eq!(circuit.admit(&target(0), now), Ok(()));
+            circuit.note_failed_connect(now);
+        }
+        assert_eq!(circuit.admit(&target(0), now), Err(OverLimit::FailedConnects));
+        assert_eq!(circuit.admit(&target(0), now + Duration::from_secs(1)), Ok(()));
+    }
+
+    #[test]
+    fn new_streams_are_bounded() {
+        let now = Instant::now();
+        let mut circuit = CircuitLimits::new(&Limits::default(), now);
+        let admitted = (0..1000).filter(|_| circuit.admit(&target(0), now).is_ok()).count();
+        assert_eq!(admitted, 250);
+        assert_eq!(circuit.admit(&target(0), now), Err(OverLimit::NewStreams));
+    }
+}

@@ -1,0 +1,229 @@
+//! The exit bridges that the client knows, and which of them serves whom.
+//!
+//! An isolation group keeps its exit bridge for as long as that lives, so that a site sees one
+//! address. A pure core: the caller says what time it is.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::{Duration, Instant, SystemTime};
+
+use eebt_proto::{BridgeLine, Reach};
+use rand::seq::IteratorRandom as _;
+
+/// How long an exit bridge that failed once is left alone; doubled with each failure in a row.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Most groups that are remembered.
+const MAX_GROUPS: usize = 10_000;
+
+/// Which exit bridge: its Ed25519 identity. Not for logs; see [`Bridges::ordinal`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BridgeId([u8; 32]);
+
+/// The exit bridges, and the groups that keep one.
+pub struct Bridges<G> {
+    known: Vec<Known>,
+    kept: HashMap<G, (BridgeId, Instant)>,
+}
+
+struct Known {
+    id: BridgeId,
+    line: BridgeLine,
+    failures: u32,
+    paused_until: Option<Instant>,
+}
+
+/// The moment, by both clocks.
+#[derive(Clone, Copy)]
+pub struct Now {
+    /// For pauses.
+    pub instant: Instant,
+    /// For expiry.
+    pub wall: SystemTime,
+}
+
+impl Now {
+    /// By this machine's clocks.
+    pub fn now() -> Self {
+        Self { instant: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
+impl<G: Clone + Eq + Hash> Default for Bridges<G> {
+    fn default() -> Self {
+        Self { known: Vec::new(), kept: HashMap::new() }
+    }
+}
+
+impl<G: Clone + Eq + Hash> Bridges<G> {
+    /// Takes over a new list; what is known of those that stay is kept.
+    pub fn replace(&mut self, lines: impl IntoIterator<Item = BridgeLine>) {
+        let mut old: HashMap<BridgeId, Known> = self.known.drain(..).map(|k| (k.id, k)).collect();
+        for line in lines {
+            let Reach::Circuit(reach) = &line.reach;
+            let id = BridgeId(reach.ed25519);
+            if self.known.iter().any(|k| k.id == id) {
+                continue;
+            }
+            let known = match old.remove(&id) {
+                Some(known) if known.line == line => known,
+                _ => Known { id, line, failures: 0, paused_until: None },
+            };
+            self.known.push(known);
+        }
+    }
+
+    /// The line of an exit bridge.
+    pub fn line(&self, id: BridgeId) -> Option<&BridgeLine> {
+        self.known.iter().find(|k| k.id == id).map(|k| &k.line)
+    }
+
+    /// A number for the log, from 1, that says nothing about the exit bridge.
+    pub fn ordinal(&self, id: BridgeId) -> usize {
+        self.known.iter().position(|k| k.id == id).map_or(0, |i| i + 1)
+    }
+
+    /// How many are known and not expired.
+    pub fn alive(&self, now: Now) -> usize {
+        self.known.iter().filter(|k| !k.line.is_expired(now.wall)).count()
+    }
+
+    /// The exit bridge for a stream of `group` to `port`: the one that the group has, while it
+    /// lives; else one at random among those that work; else the one whose pause ends first.
+    /// Those in `not` were tried already. `None` when there is none left.
+    pub fn choose(&mut self, group: &G, port: u16, not: &[BridgeId], now: Now) -> Option<BridgeId> {
+        let fits = |k: &&Known| {
+            !not.contains(&k.id) && !k.line.is_expired(now.wall) && k.line.ports.contains(port)
+        };
+        let rested = |k: &Known| k.paused_until.is_none_or(|until| until <= now.instant);
+        let kept = self.kept.get(group).map(|(id, _)| *id);
+        let chosen = self
+            .known
+            .iter()
+            .filter(fits)
+            .find(|k| Some(k.id) == kept && rested(k))
+            .or_else(|| self.known.iter().filter(fits).filter(|k| rested(k)).choose(&mut rand::rng()))
+            .or_else(|| self.known.iter().filter(fits).min_by_key(|k| k.paused_until))?
+            .id;
+        Some(chosen)
+    }
+
+    /// `group` is served by `id` from now on.
+    pub fn keep(&mut self, group: &G, id: BridgeId, now: Now) {
+        if self.kept.len() >= MAX_GROUPS && !self.kept.contains_key(group) {
+            let oldest = self.kept.iter().min_by_key(|(_, (_, used))| *used).map(|(g, _)| g.clone());
+            oldest.map(|g| self.kept.remove(&g));
+        }
+        self.kept.insert(group.clone(), (id, now.instant));
+    }
+
+    /// It works.
+    pub fn note_success(&mut self, id: BridgeId) {
+        if let Some(known) = self.known.iter_mut().find(|k| k.id == id) {
+            known.failures = 0;
+            known.paused_until = None;
+        }
+    }
+
+    /// It does not: it is left alone for a while.
+    pub fn note_failure(&mut self, id: BridgeId, now: Now) {
+        if let Some(known) = self.known.iter_mut().find(|k| k.id == id) {
+            let pause = FIRST_PAUSE.saturating_mul(1 << known.failures.min(10)).min(LONGEST_PAUSE);
+            known.failures = known.failures.saturating_add(1);
+            known.paused_until = Some(now.instant + pause);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use eebt_proto::{CircuitReach, PortSet};
+
+    fn line(n: u8, ports: &str, expires: Option<SystemTime>) -> BridgeLine {
+        let reach = CircuitReach {
+            addresses: vec![([198, 51, 100, n], 443).into()],
+            ed25519: [n; 32],
+            rsa: [n; 20],
+            ntor: [n; 32],
+            protocols: String::new(),
+        };
+        BridgeLine { reach: Reach::Circuit(reach), ports: ports.parse::<PortSet>().unwrap(), expires }
+    }
+
+    fn bridges(n: u8) -> (Bridges<&'static str>, Now) {
+        let mut bridges = Bridges::default();
+        bridges.replace((1..=n).map(|i| line(i, "web", None)));
+        (bridges, Now::now())
+    }
+
+    fn later(now: Now, secs: u64) -> Now {
+        let by = Duration::from_secs(secs);
+        Now { instant: now.instant + by, wall: now.wall + by }
+    }
+
+    #[test]
+    fn a_group_keeps_its_exit_bridge_while_it_lives() {
+        let (mut bridges, now) = bridges(10);
+        let first = bridges.choose(&"a", 443, &[], now).unwrap();
+        bridges.keep(&"a", first, now);
+        for _ in 0..50 {
+            assert!(bridges.choose(&"a", 443, &[], now) == Some(first));
+        }
+        bridges.note_failure(first, now);
+        let second = bridges.choose(&"a", 443, &[], now).unwrap();
+        assert!(second != first);
+    }
+
+    #[test]
+    fn groups_are_spread() {
+        let (mut bridges, now) = bridges(5);
+        let seen: std::collections::HashSet<_> =
+            (0..200).filter_map(|_| bridges.choose(&"new", 443, &[], now)).collect();
+        assert_eq!(seen.len(), 5);
+    }
+
+    #[test]
+    fn pauses_grow_and_end() {
+        let (mut bridges, now) = bridges(1);
+        let only = bridges.choose(&"a", 443, &[], now).unwrap();
+        bridges.note_failure(only, now);
+        assert!(bridges.choose(&"a", 443, &[], now) == Some(only), "the only one is tried all the same");
+        assert!(bridges.choose(&"a", 443, &[only], now).is_none(), "but not twice for one stream");
+        bridges.note_failure(only, now);
+        assert_eq!(bridges.known[0].paused_until, Some(now.instant + Duration::from_secs(10)));
+        (0..20).for_each(|_| bridges.note_failure(only, now));
+        assert_eq!(bridges.known[0].paused_until, Some(now.instant + LONGEST_PAUSE));
+        bridges.note_success(only);
+        assert_eq!(bridges.known[0].paused_until, None);
+    }
+
+    #[test]
+    fn expiry_and_ports_are_minded() {
+        let now = Now::now();
+        let mut bridges = Bridges::<&str>::default();
+        bridges.replace([
+            line(1, "80", None),
+            line(2, "443", Some(now.wall + Duration::from_secs(10))),
+            line(2, "443", None),
+        ]);
+        assert_eq!(bridges.alive(now), 2, "the same one twice counts once");
+        assert!(bridges.choose(&"a", 443, &[], now) == Some(BridgeId([2; 32])));
+        assert!(bridges.choose(&"a", 22, &[], now).is_none());
+        assert!(bridges.choose(&"a", 443, &[], later(now, 10)).is_none());
+    }
+
+    #[test]
+    fn a_new_list_keeps_what_is_known() {
+        let (mut bridges, now) = bridges(2);
+        bridges.note_failure(BridgeId([1; 32]), now);
+        bridges.replace([line(1, "web", None), line(3, "web", None)]);
+        for _ in 0..20 {
+            assert!(bridges.choose(&"a", 443, &[], now) == Some(BridgeId([3; 32])));
+        }
+        assert!(bridges.line(BridgeId([2; 32])).is_none());
+    }
+}

@@ -1,0 +1,297 @@
+//! Circuits to exit bridges: how they are built, and which one a stream may use.
+//!
+//! A circuit belongs to one isolation group and is used for new streams for ten minutes. For each
+//! exit bridge in use one spare circuit is built ahead, so that the first stream of the next group
+//! does not wait for one.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arti_client::TorClient;
+use eebt_proto::{BridgeLine, Reach};
+use eebt_tor::TorRuntime;
+use tor_circmgr::build::exit_circparams_from_netparams;
+use tor_circmgr::isolation::StreamIsolation;
+use tor_circmgr::path::TorPath;
+use tor_circmgr::{ClientDataTunnel, ClientOnionServiceDataTunnel, TargetPort};
+use tor_error::ErrorReport as _;
+use tor_linkspec::OwnedCircTarget;
+use tor_netdir::{NetDir, Relay, SubnetConfig};
+use tor_proto::client::stream::{DataStream, StreamParameters};
+use tor_relay_selection::{RelayExclusion, RelaySelectionConfig, RelaySelector, RelayUsage};
+use tor_rtcompat::SpawnExt as _;
+
+use crate::bridges::BridgeId;
+use crate::config::PathKind;
+
+/// How long a circuit takes new streams (C tor's `MaxCircuitDirtiness`).
+const MAX_DIRTINESS: Duration = Duration::from_secs(600);
+
+/// How long extending to the exit bridge may take; Arti has no limit of its own there.
+const EXTEND_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A circuit that ends at an exit bridge.
+#[derive(Clone)]
+pub struct Circuit {
+    tunnel: Arc<Tunnel>,
+    since: Instant,
+}
+
+enum Tunnel {
+    Standard(ClientDataTunnel),
+    Vanguards(ClientOnionServiceDataTunnel),
+}
+
+/// Why there is no circuit. Carries no address of the exit bridge.
+#[derive(Debug, thiserror::Error)]
+pub enum CircuitError {
+    /// There is no consensus, no guard or no middle: not the exit bridge's fault.
+    #[error("no way into the Tor network: {0}")]
+    Tor(String),
+    /// The exit bridge did not answer, or not as it should.
+    #[error("the exit bridge cannot be reached: {0}")]
+    ExitBridge(String),
+}
+
+fn tor_error(error: impl std::error::Error + 'static) -> CircuitError {
+    CircuitError::Tor(error.report().to_string())
+}
+
+/// The circuits of one client.
+pub struct Circuits<G> {
+    tor: Arc<TorClient<TorRuntime>>,
+    path: PathKind,
+    subnets: SubnetConfig,
+    slots: Mutex<HashMap<(BridgeId, G), Slot>>,
+    spares: Mutex<HashMap<BridgeId, Circuit>>,
+}
+
+/// The circuit of one group to one exit bridge; locked while it is built, so that many streams at
+/// once build one.
+type Slot = Arc<tokio::sync::Mutex<Option<Circuit>>>;
+
+impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
+    /// None yet. `subnets` says which addresses are too near each other for one circuit.
+    pub fn new(tor: Arc<TorClient<TorRuntime>>, path: PathKind, subnets: SubnetConfig) -> Self {
+        Self { tor, path, subnets, slots: Mutex::default(), spares: Mutex::default() }
+    }
+
+    /// The circuit of `group` to an exit bridge, built where there is none.
+    ///
+    /// # Errors
+    /// See [`CircuitError`].
+    pub async fn get(
+        self: &Arc<Self>,
+        id: BridgeId,
+        line: &BridgeLine,
+        group: &G,
+    ) -> Result<Circuit, CircuitError> {
+        let slot = Arc::clone(lock(&self.slots).entry((id, group.clone())).or_default());
+        let mut slot = slot.lock().await;
+        if let Some(circuit) = slot.as_ref().filter(|c| c.is_usable()) {
+            return Ok(circuit.clone());
+        }
+        self.forget_unusable();
+        let spare = lock(&self.spares).remove(&id).filter(Circuit::is_usable);
+        let circuit = match spare {
+            // Its ten minutes begin with its first use.
+            Some(spare) => Circuit { since: Instant::now(), ..spare },
+            None => self.build(line).await?,
+        };
+        *slot = Some(circuit.clone());
+        self.build_spare(id, line.clone());
+        Ok(circuit)
+    }
+
+    /// Builds a circuit for whichever group needs one next.
+    fn build_spare(self: &Arc<Self>, id: BridgeId, line: BridgeLine) {
+        let this = Arc::clone(self);
+        let build = async move {
+            match this.build(&line).await {
+                Ok(circuit) => {
+                    lock(&this.spares).insert(id, circuit);
+                }
+                Err(error) => tracing::debug!(%error, "no spare circuit"),
+            }
+        };
+        // Without a spare the next group waits, no more.
+        let _spawned = self.tor.runtime().spawn(build);
+    }
+
+    /// Drops circuits that are closed or too old. Streams on them go on.
+    fn forget_unusable(&self) {
+        lock(&self.slots).retain(|_, slot| match slot.try_lock() {
+            Ok(circuit) => circuit.as_ref().is_none_or(Circuit::is_usable),
+            Err(_) => true,
+        });
+        lock(&self.spares).retain(|_, circuit| circuit.is_usable());
+    }
+
+    /// No new stream uses this circuit from now on.
+    pub async fn retire(&self, id: BridgeId, group: &G, circuit: &Circuit) {
+        let slot = lock(&self.slots).get(&(id, group.clone())).cloned();
+        if let Some(slot) = slot {
+            let mut slot = slot.lock().await;
+            if slot.as_ref().is_some_and(|c| Arc::ptr_eq(&c.tunnel, &circuit.tunnel)) {
+                *slot = None;
+            }
+        }
+        lock(&self.spares).remove(&id);
+    }
+
+    async fn build(&self, line: &BridgeLine) -> Result<Circuit, CircuitError> {
+        let netdir = self.tor.dirmgr().map_err(tor_error)?.timely_netdir().map_err(tor_error)?;
+        let params = exit_circparams_from_netparams(netdir.params()).map_err(tor_error)?;
+        let target = circ_target(line)?;
+        let tunnel = match self.path {
+            PathKind::Standard => match self.two_hops(&netdir, &target).await? {
+                Some(path) => {
+                    let circmgr = self.tor.circmgr().map_err(tor_error)?;
+                    let usage = tor_chanmgr::ChannelUsage::UserTraffic;
+                    let tunnel = circmgr.builder().build(&path, &params, usage).await.map_err(tor_error)?;
+                    Tunnel::Standard(ClientDataTunnel::from(tunnel))
+                }
+                // The guard is a Tor bridge, which no public path names: let Arti choose the path.
+                None => self.stem(&netdir).await?,
+            },
+            PathKind::Vanguards => self.stem(&netdir).await?,
+        };
+        let extend = async {
+            match &tunnel {
+                Tunnel::Standard(t) => t.extend(&target, params).await,
+                Tunnel::Vanguards(t) => t.extend(&target, params).await,
+            }
+        };
+        match tokio::time::timeout(EXTEND_TIMEOUT, extend).await {
+            Ok(Ok(())) => Ok(Circuit { tunnel: Arc::new(tunnel), since: Instant::now() }),
+            Ok(Err(error)) => Err(CircuitError::ExitBridge(error.report().to_string())),
+            Err(_) => Err(CircuitError::ExitBridge("no answer in time".to_owned())),
+        }
+    }
+
+    /// Guard, layer-two vanguard and a third relay, as for onion services.
+    async fn stem(&self, netdir: &NetDir) -> Result<Tunnel, CircuitError> {
+        let pool = self.tor.hs_circ_pool().map_err(tor_error)?;
+        let (tunnel, _last) = pool.get_or_launch_client_rend(netdir).await.map_err(tor_error)?;
+        Ok(Tunnel::Vanguards(tunnel))
+    }
+
+    /// Guard and middle. The guard is the one that Arti's own circuits use; the middle is chosen as
+    /// for any circuit, away from the guard and from the exit bridge.
+    async fn two_hops<'a>(
+        &self,
+        netdir: &'a NetDir,
+        target: &OwnedCircTarget,
+    ) -> Result<Option<TorPath<'a>>, CircuitError> {
+        let circmgr = self.tor.circmgr().map_err(tor_error)?;
+        let any_exit = circmgr
+            .get_or_launch_exit(netdir.into(), &[TargetPort::ipv4(443)], StreamIsolation::no_isolation())
+            .await
+            .map_err(tor_error)?;
+        let guard = any_exit.as_ref().first_hop().map_err(tor_error)?;
+        let Some(guard) = netdir.by_ids(&guard) else { return Ok(None) };
+        let middle = self.middle(netdir, &guard, target)?;
+        Ok(Some(TorPath::new_multihop([guard, middle])))
+    }
+
+    fn middle<'a>(
+        &self,
+        netdir: &'a NetDir,
+        guard: &Relay<'a>,
+        target: &OwnedCircTarget,
+    ) -> Result<Relay<'a>, CircuitError> {
+        let no_ports = std::collections::HashSet::new();
+        let config = RelaySelectionConfig { long_lived_ports: &no_ports, subnet_config: self.subnets };
+        let mut not = RelayExclusion::exclude_relays_in_same_family(
+            &config,
+            vec![guard.clone()],
+            netdir.params().into(),
+        );
+        not.extend(&RelayExclusion::exclude_channel_target_family(&config, target, netdir));
+        let selector = RelaySelector::new(RelayUsage::middle_relay(None), not);
+        let (middle, _info) = selector.select_relay(&mut rand::rng(), netdir);
+        middle.ok_or_else(|| CircuitError::Tor("no relay can be the middle".to_owned()))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A bridge line in Arti's terms.
+fn circ_target(line: &BridgeLine) -> Result<OwnedCircTarget, CircuitError> {
+    let Reach::Circuit(reach) = &line.reach;
+    let bad = |field: &str| CircuitError::ExitBridge(format!("its bridge line is unusable: {field}"));
+    let mut builder = OwnedCircTarget::builder();
+    builder
+        .chan_target()
+        .addrs(reach.addresses.clone())
+        .ed_identity(reach.ed25519.into())
+        .rsa_identity(reach.rsa.into());
+    builder
+        .ntor_onion_key(reach.ntor.into())
+        .protocols(reach.protocols.parse().map_err(|_| bad("protocols"))?)
+        .build()
+        .map_err(|_| bad("keys"))
+}
+
+impl Circuit {
+    /// Does it take new streams?
+    fn is_usable(&self) -> bool {
+        !self.is_closed() && self.since.elapsed() < MAX_DIRTINESS
+    }
+
+    /// Is it gone?
+    pub fn is_closed(&self) -> bool {
+        match &*self.tunnel {
+            Tunnel::Standard(t) => t.is_closed(),
+            Tunnel::Vanguards(t) => t.is_closed(),
+        }
+    }
+
+    /// A name for the log that is worth nothing outside of this process.
+    pub fn log_name(&self) -> String {
+        match &*self.tunnel {
+            Tunnel::Standard(t) => t.unique_id().to_string(),
+            Tunnel::Vanguards(t) => t.unique_id().to_string(),
+        }
+    }
+
+    /// Opens a stream.
+    ///
+    /// # Errors
+    /// Arti's.
+    pub async fn begin(&self, host: &str, port: u16, optimistic: bool) -> tor_circmgr::Result<DataStream> {
+        let mut params = StreamParameters::default();
+        params.optimistic(optimistic);
+        match &*self.tunnel {
+            Tunnel::Standard(t) => t.begin_stream(host, port, Some(params)).await,
+            Tunnel::Vanguards(t) => t.begin_stream(host, port, Some(params)).await,
+        }
+    }
+
+    /// Asks the exit bridge for the addresses of a name. `None`: Arti can't ask on such a circuit.
+    ///
+    /// # Errors
+    /// Arti's.
+    pub async fn resolve(&self, host: &str) -> tor_circmgr::Result<Option<Vec<IpAddr>>> {
+        match &*self.tunnel {
+            Tunnel::Standard(t) => t.resolve(host).await.map(Some),
+            Tunnel::Vanguards(_) => Ok(None),
+        }
+    }
+
+    /// Asks the exit bridge for the names of an address. `None`: Arti can't ask on such a circuit.
+    ///
+    /// # Errors
+    /// Arti's.
+    pub async fn resolve_ptr(&self, ip: IpAddr) -> tor_circmgr::Result<Option<Vec<String>>> {
+        match &*self.tunnel {
+            Tunnel::Standard(t) => t.resolve_ptr(ip).await.map(Some),
+            Tunnel::Vanguards(_) => Ok(None),
+        }
+    }
+}

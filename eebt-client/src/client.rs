@@ -1,0 +1,163 @@
+//! From configuration to a running client, and to its end.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arti_client::TorClient;
+use eebt_proto::BridgeLine;
+use eebt_tor::TorRuntime;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tor_circmgr::CircMgrConfig as _;
+
+use crate::bridges::{Bridges, Now};
+use crate::circuits::Circuits;
+use crate::config::{Config, ConfigError, parse_bridge_lines};
+use crate::connect::Connector;
+use crate::listen;
+
+/// How often the bridge file is looked at.
+const BRIDGE_FILE_EVERY: Duration = Duration::from_secs(1);
+
+/// A client that is not running yet.
+pub struct Client {
+    config: Config,
+    tor_config: arti_client::TorClientConfig,
+    from_file: Vec<BridgeLine>,
+}
+
+/// Why a client can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A port is taken.
+    #[error("listen: cannot listen on {addr}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The Tor network can't be reached.
+    #[error("cannot reach the Tor network")]
+    Tor(#[source] Box<arti_client::Error>),
+}
+
+impl Client {
+    /// Checks everything that can be checked without touching the network.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub fn new(config: Config) -> Result<Self, RunError> {
+        config.check()?;
+        let tor_config = config.tor_client_config()?;
+        let from_file = match &config.bridge_file {
+            // At the start every bad line is an error; later on it is a warning.
+            Some(path) => parse_bridge_lines(&read(path)?, &path.display().to_string())
+                .into_iter()
+                .collect::<Result<Vec<_>, _>>()?,
+            None => Vec::new(),
+        };
+        Ok(Self { config, tor_config, from_file })
+    }
+
+    /// Runs until `shutdown`. `ready` is called once, with the addresses that programs may use.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub async fn run(
+        self,
+        runtime: TorRuntime,
+        shutdown: CancellationToken,
+        ready: impl FnOnce(&[SocketAddr]),
+    ) -> Result<(), RunError> {
+        let Self { config, tor_config, from_file } = self;
+        // First of all, so that a taken port is known at once; connections wait in the queue.
+        let mut listeners = Vec::new();
+        for addr in &config.listen {
+            let listen = |source| RunError::Listen { addr: *addr, source };
+            listeners.push(TcpListener::bind(addr).await.map_err(listen)?);
+        }
+
+        let subnets = tor_config.path_rules().subnet_config();
+        let tor_failed = |e: arti_client::Error| RunError::Tor(Box::new(e));
+        let tor = TorClient::with_runtime(runtime)
+            .config(tor_config)
+            .create_unbootstrapped_async()
+            .await
+            .map_err(tor_failed)?;
+        tokio::select! {
+            done = tor.bootstrap() => done.map_err(tor_failed)?,
+            () = shutdown.cancelled() => return Ok(()),
+        }
+
+        let mut bridges = Bridges::default();
+        bridges.replace(config.bridges.iter().chain(&from_file).cloned());
+        tracing::info!(exit_bridges = bridges.alive(Now::now()), "connected to the Tor network");
+        let circuits = Arc::new(Circuits::new(Arc::clone(&tor), config.path, subnets));
+        let connector = Arc::new(Connector::new(tor, circuits, bridges, &config));
+
+        let slots = Arc::new(Semaphore::new(config.connections as usize));
+        let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+        let serving = futures::future::join_all(listeners.into_iter().map(|listener| {
+            listen::serve(listener, Arc::clone(&connector), Arc::clone(&slots), config.handshake_timeout)
+        }));
+        ready(&addresses);
+        tokio::select! {
+            _ = serving => {}
+            () = follow_bridge_file(&config, &connector) => {}
+            () = shutdown.cancelled() => tracing::info!("told to stop"),
+        }
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })
+}
+
+/// Takes over the bridge file whenever it changes. Never returns.
+async fn follow_bridge_file(config: &Config, connector: &Connector) {
+    let Some(path) = config.bridge_file.clone() else { return std::future::pending().await };
+    let mut seen = stamp(&path);
+    loop {
+        tokio::time::sleep(BRIDGE_FILE_EVERY).await;
+        let now = stamp(&path);
+        // A file that is gone for now changes nothing: it may be in the middle of being replaced.
+        if now == seen || now.is_none() {
+            continue;
+        }
+        seen = now;
+        let text = match read(&path) {
+            Ok(text) => text,
+            Err(error) => {
+                tracing::warn!(%error, "bridge_file cannot be read; the lines of before stay");
+                continue;
+            }
+        };
+        let mut lines = config.bridges.clone();
+        for line in parse_bridge_lines(&text, &path.display().to_string()) {
+            match line {
+                Ok(line) => lines.push(line),
+                Err(error) => tracing::warn!(
+                    error = std::error::Error::source(&error),
+                    "{error}: this line is left out"
+                ),
+            }
+        }
+        let mut bridges = connector.bridges();
+        bridges.replace(lines);
+        tracing::info!(exit_bridges = bridges.alive(Now::now()), "bridge_file read again");
+    }
+}
+
+/// What tells one version of a file from the next.
+fn stamp(path: &PathBuf) -> Option<(SystemTime, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}

@@ -1,0 +1,244 @@
+//! What the person may choose: flags over environment over a TOML file over defaults.
+//!
+//! `deploy/eebt-client.example.toml` documents every key; a test holds it to the defaults here.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use eebt_proto::{BridgeLine, LineError};
+use serde::{Deserialize, Deserializer};
+
+use crate::route::{Mode, Rule};
+
+/// The configuration of a client. Every field has a default that works.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where programs speak SOCKS4a, SOCKS5 or HTTP CONNECT to us; each port understands all.
+    pub listen: Vec<SocketAddr>,
+    /// Whether `listen` may hold an address that other machines reach.
+    pub allow_remote: bool,
+    /// Which targets leave through an exit bridge.
+    pub mode: Mode,
+    /// For mode `rules`: `PATTERN=exit-bridge` or `PATTERN=tor`; the first that matches wins.
+    pub rules: Vec<Rule>,
+    /// Bridge lines.
+    #[serde(deserialize_with = "bridge_lines")]
+    pub bridges: Vec<BridgeLine>,
+    /// A file of bridge lines, one a line; read again when it changes.
+    pub bridge_file: Option<PathBuf>,
+    /// How circuits to exit bridges are built.
+    pub path: PathKind,
+    /// Whether a program is told that it is connected before the exit bridge says so. Saves a round
+    /// trip; a target that refuses then shows as a closed connection.
+    pub optimistic: bool,
+    /// Folder for guards and the cached consensus; a folder of the user's when not set.
+    pub state_dir: Option<PathBuf>,
+    /// A file of Arti settings that name another Tor network (a test network).
+    pub network: Option<PathBuf>,
+    /// Time that getting a stream may take, over all tries.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// Time that a program may take to say what it wants.
+    #[serde(with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+    /// Connections from programs at once.
+    pub connections: u32,
+    /// Arti settings, passed through as they are.
+    pub tor: toml::Table,
+}
+
+/// How many relays stand before the exit bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathKind {
+    /// Guard and middle: for exit bridges whose line came from someone trusted.
+    #[default]
+    Standard,
+    /// Guard, layer-two vanguard and middle: whoever chooses the exit bridge can make us build many
+    /// circuits to it, and must not find the guard by that (vanguards-spec).
+    Vanguards,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![(Ipv4Addr::LOCALHOST, 9150).into()],
+            allow_remote: false,
+            mode: Mode::default(),
+            rules: Vec::new(),
+            bridges: Vec::new(),
+            bridge_file: None,
+            path: PathKind::default(),
+            optimistic: true,
+            state_dir: None,
+            network: None,
+            connect_timeout: Duration::from_secs(60),
+            handshake_timeout: Duration::from_secs(30),
+            connections: 2048,
+            tor: toml::Table::new(),
+        }
+    }
+}
+
+/// Why a configuration can't be used. Each message names the field.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be; the source names line and key.
+    #[error("{path} is not a valid configuration")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Which line and key, and what was expected.
+        source: Box<toml::de::Error>,
+    },
+    /// A bridge line is malformed.
+    #[error("{origin}")]
+    Line {
+        /// Where it stood.
+        origin: String,
+        /// Which field of it is wrong.
+        source: LineError,
+    },
+    /// A value that can't work.
+    #[error("{field}: {problem}")]
+    Field {
+        /// The key in the file.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The Tor settings.
+    #[error(transparent)]
+    Tor(#[from] eebt_tor::TorConfigError),
+}
+
+impl Config {
+    /// Reads a file. It is not checked yet: flags come over it first.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`], [`ConfigError::Parse`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
+    }
+
+    /// Refuses what can't work, so that nothing fails after the start.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let bad = |field, problem: &str| Err(ConfigError::Field { field, problem: problem.to_owned() });
+        if self.listen.is_empty() {
+            return bad("listen", "needs at least one address");
+        }
+        if !self.allow_remote && self.listen.iter().any(|a| !a.ip().is_loopback()) {
+            return bad(
+                "listen",
+                "is reachable from other machines, who could then use your Tor; set allow_remote if you mean it",
+            );
+        }
+        let needs_bridges = self.mode != Mode::Never;
+        if needs_bridges && self.bridges.is_empty() && self.bridge_file.is_none() {
+            return bad("bridges", "no exit bridge is known: give --bridge, --bridge-file, or --mode never");
+        }
+        if self.connections == 0 {
+            return bad("connections", "must be more than 0");
+        }
+        if self.connect_timeout.is_zero() || self.handshake_timeout.is_zero() {
+            return bad("connect_timeout, handshake_timeout", "must be more than 0");
+        }
+        Ok(())
+    }
+
+    /// Arti's configuration.
+    ///
+    /// # Errors
+    /// [`ConfigError::Tor`]; [`ConfigError::Field`] when there is no folder to keep its state in.
+    pub fn tor_client_config(&self) -> Result<arti_client::TorClientConfig, ConfigError> {
+        let state_dir = match &self.state_dir {
+            Some(dir) => dir.clone(),
+            None => directories::ProjectDirs::from("", "", "eebt-client")
+                .map(|dirs| dirs.state_dir().unwrap_or(dirs.data_local_dir()).to_owned())
+                .ok_or_else(|| ConfigError::Field {
+                    field: "state_dir",
+                    problem: "is not set, and there is no home folder to put it in".into(),
+                })?,
+        };
+        Ok(eebt_tor::tor_client_config(&state_dir, toml::Table::new(), self.network.as_deref(), &self.tor)?)
+    }
+}
+
+/// The bridge lines in `text`, one a line; empty lines and those that begin with `#` don't count.
+/// A bad line is an error that names its number; `origin` is where the text came from.
+pub fn parse_bridge_lines(text: &str, origin: &str) -> Vec<Result<BridgeLine, ConfigError>> {
+    text.lines()
+        .enumerate()
+        .map(|(i, line)| (i + 1, line.trim()))
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+        .map(|(number, line)| {
+            line.parse().map_err(|source| ConfigError::Line { origin: format!("{origin}, line {number}"), source })
+        })
+        .collect()
+}
+
+fn bridge_lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<BridgeLine>, D::Error> {
+    Vec::<String>::deserialize(deserializer)?
+        .iter()
+        .map(|line| line.parse().map_err(serde::de::Error::custom))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_file_says_the_defaults() {
+        let text = include_str!("../../deploy/eebt-client.example.toml");
+        assert_eq!(toml::from_str::<Config>(text).unwrap(), Config::default());
+        let all: String =
+            text.lines().map(|l| l.strip_prefix("#: ").unwrap_or(l)).collect::<Vec<_>>().join("\n");
+        toml::from_str::<Config>(&all).unwrap();
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        for (text, named) in [
+            ("colour = 1", "colour"),
+            ("listen = [\"nowhere\"]", "listen"),
+            ("listen = []", "listen"),
+            ("listen = [\"0.0.0.0:9150\"]", "allow_remote"),
+            ("mode = \"sometimes\"", "mode"),
+            ("rules = [\"example.com\"]", "rules"),
+            ("bridges = [\"eebt1 circuit address=1.2.3.4\"]", "address"),
+            ("path = \"short\"", "path"),
+            ("connections = 0\nmode = \"never\"", "connections"),
+            ("", "bridge"),
+        ] {
+            let error = match toml::from_str::<Config>(text) {
+                Ok(config) => config.check().unwrap_err().to_string(),
+                Err(error) => error.to_string(),
+            };
+            assert!(error.contains(named), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_bad_line_in_a_file_is_named_by_its_number() {
+        let found = parse_bridge_lines("# mine\n\neebt9 circuit\n", "bridges.txt");
+        let error = found[0].as_ref().unwrap_err();
+        assert_eq!(error.to_string(), "bridges.txt, line 3");
+        assert!(std::error::Error::source(error).unwrap().to_string().contains("version"));
+    }
+}

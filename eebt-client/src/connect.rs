@@ -1,0 +1,426 @@
+//! From a target to a stream: the right way, and another exit bridge when one is dead.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arti_client::isolation::IsolationHelper;
+use arti_client::{StreamPrefs, TorClient};
+use eebt_tor::TorRuntime;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tor_cell::relaycell::msg::EndReason;
+use tor_error::{ErrorKind, HasKind as _};
+use tor_proto::client::stream::DataStream;
+
+use crate::bridges::{BridgeId, Bridges, Now};
+use crate::circuits::{Circuit, CircuitError, Circuits};
+use crate::route::{Mode, Route, Rule, route};
+
+/// How long one exit bridge may keep us waiting before another one is tried beside it.
+const PATIENCE: Duration = Duration::from_millis(2500);
+
+/// Most tries for one stream.
+const MAX_TRIES: usize = 4;
+
+/// What a stream's circuit may be shared with: streams of the same group only. As with C tor's
+/// defaults that is the port it came in by, the protocol, the program's address and its credentials.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Group {
+    /// Address of ours that the program connected to.
+    pub listener: std::net::SocketAddr,
+    /// Protocol it spoke.
+    pub protocol: Protocol,
+    /// The program's address.
+    pub peer: IpAddr,
+    /// Its credentials, whatever they are.
+    pub credentials: Vec<u8>,
+}
+
+/// What a program speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// SOCKS4 or 4a.
+    Socks4,
+    /// SOCKS5.
+    Socks5,
+    /// HTTP CONNECT.
+    HttpConnect,
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[group]")
+    }
+}
+
+impl IsolationHelper for Group {
+    fn compatible_same_type(&self, other: &Self) -> bool {
+        self == other
+    }
+
+    fn join_same_type(&self, other: &Self) -> Option<Self> {
+        (self == other).then(|| self.clone())
+    }
+}
+
+/// Why there is no stream. Carries no target.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// The target's own answer, as the last hop told it.
+    #[error("the target cannot be reached: {0}")]
+    Target(TargetFailure),
+    /// The name or address can't be asked for.
+    #[error("not a target that can be reached over Tor")]
+    BadTarget,
+    /// No exit bridge is known that is alive and lets this port out.
+    #[error("no exit bridge is known that is alive and lets this port out")]
+    NoExitBridge,
+    /// Exit bridges were tried, and none worked.
+    #[error("no exit bridge could be reached (last: {0})")]
+    ExitBridges(String),
+    /// Plain Tor did not work.
+    #[error("Tor cannot be used: {0}")]
+    Tor(String),
+    /// Names can't be looked up on a path with vanguards (Arti has no way to).
+    #[error("names cannot be looked up by themselves with path = \"vanguards\"")]
+    NoLookUp,
+    /// It took too long.
+    #[error("no stream in time")]
+    Timeout,
+}
+
+/// How a target failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetFailure {
+    /// It refused the connection.
+    Refused,
+    /// It has no address, or no way leads there.
+    Unreachable,
+    /// It did not answer.
+    TimedOut,
+    /// The exit policy forbids it.
+    Forbidden,
+    /// Something else, or the last hop won't say.
+    Other,
+}
+
+impl fmt::Display for TargetFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Refused => "it refused the connection",
+            Self::Unreachable => "no such host, or no way to it",
+            Self::TimedOut => "it did not answer",
+            Self::Forbidden => "the exit policy forbids it",
+            Self::Other => "the last hop gave up",
+        })
+    }
+}
+
+/// Opens streams and looks names up.
+pub struct Connector {
+    tor: Arc<TorClient<TorRuntime>>,
+    circuits: Arc<Circuits<Group>>,
+    bridges: Mutex<Bridges<Group>>,
+    mode: Mode,
+    rules: Vec<Rule>,
+    optimistic: bool,
+    timeout: Duration,
+}
+
+/// An open stream.
+pub struct Opened {
+    /// The stream; with optimistic data it may not be connected yet.
+    pub stream: DataStream,
+    /// The circuit to an exit bridge that it is on.
+    pub circuit: Option<(BridgeId, Circuit)>,
+}
+
+impl Connector {
+    /// A connector with its exit bridges.
+    pub fn new(
+        tor: Arc<TorClient<TorRuntime>>,
+        circuits: Arc<Circuits<Group>>,
+        bridges: Bridges<Group>,
+        config: &crate::Config,
+    ) -> Self {
+        Self {
+            tor,
+            circuits,
+            bridges: Mutex::new(bridges),
+            mode: config.mode,
+            rules: config.rules.clone(),
+            optimistic: config.optimistic,
+            timeout: config.connect_timeout,
+        }
+    }
+
+    /// The exit bridges.
+    pub fn bridges(&self) -> MutexGuard<'_, Bridges<Group>> {
+        self.bridges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A stream to `host:port` for `group`.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect(&self, group: &Group, host: &str, port: u16) -> Result<Opened, ConnectError> {
+        let open = async {
+            match route(self.mode, &self.rules, host) {
+                Route::Tor => {
+                    let prefs = self.prefs(group);
+                    let stream = self.tor.connect_with_prefs((host, port), &prefs).await;
+                    Ok(Opened { stream: stream.map_err(|e| plain_tor(&e))?, circuit: None })
+                }
+                Route::ExitBridge => {
+                    let target = eebt_proto::Target::new(host, port).map_err(|_| ConnectError::BadTarget)?;
+                    let host = host_text(&target.host);
+                    let begin = Begin { host, port, optimistic: self.optimistic };
+                    let (stream, id, circuit) = self.on_exit_bridge(group, port, &begin).await?;
+                    Ok(Opened { stream, circuit: Some((id, circuit)) })
+                }
+            }
+        };
+        tokio::time::timeout(self.timeout, open).await.unwrap_or(Err(ConnectError::Timeout))
+    }
+
+    /// The addresses of a name, as seen from where a stream to it would leave.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn resolve(&self, group: &Group, host: &str) -> Result<Vec<IpAddr>, ConnectError> {
+        let look_up = async {
+            match route(self.mode, &self.rules, host) {
+                Route::Tor => {
+                    self.tor.resolve_with_prefs(host, &self.prefs(group)).await.map_err(|e| plain_tor(&e))
+                }
+                Route::ExitBridge => {
+                    let target = eebt_proto::Target::new(host, 443).map_err(|_| ConnectError::BadTarget)?;
+                    let names = Resolve(host_text(&target.host));
+                    self.on_exit_bridge(group, 443, &names).await?.0.ok_or(ConnectError::NoLookUp)
+                }
+            }
+        };
+        tokio::time::timeout(self.timeout, look_up).await.unwrap_or(Err(ConnectError::Timeout))
+    }
+
+    /// The names of an address.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn resolve_ptr(&self, group: &Group, ip: IpAddr) -> Result<Vec<String>, ConnectError> {
+        let look_up = async {
+            match route(self.mode, &self.rules, &ip.to_string()) {
+                Route::Tor => {
+                    self.tor.resolve_ptr_with_prefs(ip, &self.prefs(group)).await.map_err(|e| plain_tor(&e))
+                }
+                Route::ExitBridge => {
+                    self.on_exit_bridge(group, 443, &ResolvePtr(ip)).await?.0.ok_or(ConnectError::NoLookUp)
+                }
+            }
+        };
+        tokio::time::timeout(self.timeout, look_up).await.unwrap_or(Err(ConnectError::Timeout))
+    }
+
+    /// A stream turned out to be dead before it was connected: no other one uses its circuit, and
+    /// its exit bridge is left alone for a while.
+    pub async fn note_dead(&self, group: &Group, id: BridgeId, circuit: &Circuit) {
+        self.circuits.retire(id, group, circuit).await;
+        self.bridges().note_failure(id, Now::now());
+    }
+
+    fn prefs(&self, group: &Group) -> StreamPrefs {
+        let mut prefs = StreamPrefs::new();
+        prefs.set_isolation(group.clone());
+        if self.optimistic {
+            prefs.optimistic();
+        }
+        prefs.connect_to_onion_services(arti_client::config::BoolOrAuto::Explicit(true));
+        prefs
+    }
+
+    /// Asks on a circuit to the group's exit bridge; on another circuit when that one is gone,
+    /// through another exit bridge when that one is no use.
+    async fn on_exit_bridge<Q: Question>(
+        &self,
+        group: &Group,
+        port: u16,
+        question: &Q,
+    ) -> Result<(Q::Answer, BridgeId, Circuit), ConnectError> {
+        let mut not = Vec::new();
+        let mut last = None;
+        for _ in 0..MAX_TRIES {
+            let (id, circuit) = match self.circuit(group, port, &mut not).await {
+                Ok(found) => found,
+                Err(error) => return Err(last.unwrap_or(error)),
+            };
+            let ordinal = self.bridges().ordinal(id);
+            match question.ask(&circuit).await {
+                Ok(answer) => {
+                    tracing::debug!(circuit = circuit.log_name(), exit_bridge = ordinal, "stream opened");
+                    let mut bridges = self.bridges();
+                    bridges.note_success(id);
+                    bridges.keep(group, id, Now::now());
+                    drop(bridges);
+                    return Ok((answer, id, circuit));
+                }
+                Err(error) => match judge(&error) {
+                    Verdict::Target(failure) => return Err(ConnectError::Target(failure)),
+                    Verdict::ThisBridge(failure) => {
+                        tracing::debug!(exit_bridge = ordinal, "the exit bridge declines; another one is asked");
+                        last = Some(ConnectError::Target(failure));
+                        not.push(id);
+                    }
+                    Verdict::Circuit => {
+                        tracing::debug!(exit_bridge = ordinal, "the circuit is gone; a new one is built");
+                        last = Some(ConnectError::ExitBridges("the circuit was closed".to_owned()));
+                        self.circuits.retire(id, group, &circuit).await;
+                    }
+                },
+            }
+        }
+        Err(last.unwrap_or(ConnectError::NoExitBridge))
+    }
+
+    /// A circuit of `group` to an exit bridge that is not in `not`. When one takes long or fails,
+    /// the next one is tried; those that failed are put into `not`.
+    async fn circuit(
+        &self,
+        group: &Group,
+        port: u16,
+        not: &mut Vec<BridgeId>,
+    ) -> Result<(BridgeId, Circuit), ConnectError> {
+        let mut attempts = FuturesUnordered::new();
+        let mut started = not.clone();
+        let mut last = None;
+        loop {
+            let next = {
+                let mut bridges = self.bridges();
+                let id = bridges.choose(group, port, &started, Now::now());
+                id.and_then(|id| Some((id, bridges.line(id)?.clone())))
+            };
+            let more = next.is_some();
+            if let Some((id, line)) = next {
+                started.push(id);
+                let circuits = Arc::clone(&self.circuits);
+                attempts.push(async move { (id, circuits.get(id, &line, group).await) });
+            }
+            if attempts.is_empty() {
+                return Err(last.unwrap_or(ConnectError::NoExitBridge));
+            }
+            let impatience = async {
+                if more && started.len() < MAX_TRIES {
+                    tokio::time::sleep(PATIENCE).await;
+                } else {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                done = attempts.next() => match done {
+                    Some((id, Ok(circuit))) => return Ok((id, circuit)),
+                    Some((id, Err(error))) => {
+                        tracing::info!(exit_bridge = self.bridges().ordinal(id), %error, "no circuit");
+                        if matches!(error, CircuitError::ExitBridge(_)) {
+                            self.bridges().note_failure(id, Now::now());
+                        }
+                        not.push(id);
+                        last = Some(ConnectError::ExitBridges(error.to_string()));
+                    }
+                    None => {}
+                },
+                () = impatience => {}
+            }
+        }
+    }
+}
+
+/// What is asked of the last hop of a circuit.
+trait Question: Sync {
+    /// What it answers.
+    type Answer: Send;
+    /// Asks.
+    fn ask(&self, circuit: &Circuit) -> impl Future<Output = tor_circmgr::Result<Self::Answer>> + Send;
+}
+
+struct Begin {
+    host: String,
+    port: u16,
+    optimistic: bool,
+}
+
+impl Question for Begin {
+    type Answer = DataStream;
+    async fn ask(&self, circuit: &Circuit) -> tor_circmgr::Result<DataStream> {
+        circuit.begin(&self.host, self.port, self.optimistic).await
+    }
+}
+
+struct Resolve(String);
+
+impl Question for Resolve {
+    type Answer = Option<Vec<IpAddr>>;
+    async fn ask(&self, circuit: &Circuit) -> tor_circmgr::Result<Self::Answer> {
+        circuit.resolve(&self.0).await
+    }
+}
+
+struct ResolvePtr(IpAddr);
+
+impl Question for ResolvePtr {
+    type Answer = Option<Vec<String>>;
+    async fn ask(&self, circuit: &Circuit) -> tor_circmgr::Result<Self::Answer> {
+        circuit.resolve_ptr(self.0).await
+    }
+}
+
+fn host_text(host: &eebt_proto::Host) -> String {
+    match host {
+        eebt_proto::Host::Name(name) => name.clone(),
+        eebt_proto::Host::Ip(ip) => ip.to_string(),
+    }
+}
+
+/// What an error on a circuit to an exit bridge means.
+enum Verdict {
+    /// Any other exit bridge would say the same.
+    Target(TargetFailure),
+    /// Another exit bridge may do better.
+    ThisBridge(TargetFailure),
+    /// The circuit is no use any more.
+    Circuit,
+}
+
+fn judge(error: &tor_circmgr::Error) -> Verdict {
+    let tor_circmgr::Error::Protocol { error, .. } = error else { return Verdict::Circuit };
+    match error {
+        tor_proto::Error::EndReceived(reason) => match *reason {
+            EndReason::CONNECTREFUSED => Verdict::Target(TargetFailure::Refused),
+            EndReason::RESOLVEFAILED | EndReason::NOROUTE => Verdict::Target(TargetFailure::Unreachable),
+            EndReason::TIMEOUT => Verdict::Target(TargetFailure::TimedOut),
+            EndReason::CONNRESET | EndReason::DONE => Verdict::Target(TargetFailure::Other),
+            EndReason::EXITPOLICY => Verdict::ThisBridge(TargetFailure::Forbidden),
+            _ => Verdict::ThisBridge(TargetFailure::Other),
+        },
+        tor_proto::Error::ResolveError(_) => Verdict::Target(TargetFailure::Unreachable),
+        _ => Verdict::Circuit,
+    }
+}
+
+/// Arti's error on plain Tor, without the target that its text may name.
+fn plain_tor(error: &arti_client::Error) -> ConnectError {
+    let failure = match error.kind() {
+        ErrorKind::RemoteConnectionRefused => TargetFailure::Refused,
+        ErrorKind::RemoteHostNotFound | ErrorKind::RemoteHostResolutionFailed | ErrorKind::RemoteNetworkFailed => {
+            TargetFailure::Unreachable
+        }
+        ErrorKind::ExitTimeout | ErrorKind::RemoteNetworkTimeout => TargetFailure::TimedOut,
+        ErrorKind::ExitPolicyRejected => TargetFailure::Forbidden,
+        ErrorKind::RemoteStreamClosed | ErrorKind::RemoteStreamReset | ErrorKind::RemoteStreamError => {
+            TargetFailure::Other
+        }
+        ErrorKind::InvalidStreamTarget | ErrorKind::ForbiddenStreamTarget => return ConnectError::BadTarget,
+        kind => return ConnectError::Tor(kind.to_string()),
+    };
+    ConnectError::Target(failure)
+}

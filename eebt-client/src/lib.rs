@@ -1,0 +1,22 @@
+//! The person's side: a local proxy whose streams leave Tor through an exit bridge.
+//!
+//! The data path, in the order of the files: a program speaks SOCKS or HTTP CONNECT to [`listen`];
+//! [`route`] decides, as a pure function, whether the target is reached as usual or through an exit
+//! bridge; [`bridges`] says which one serves this isolation group, [`circuits`] holds the circuits to
+//! it, [`connect`] opens the stream and tries another exit bridge when one is dead; [`listen`] copies
+//! bytes until one side is done.
+//!
+//! It fails closed: there is no code here that connects to a target.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod bridges;
+pub mod circuits;
+pub mod client;
+pub mod config;
+pub mod connect;
+pub mod listen;
+pub mod route;
+
+pub use client::{Client, RunError};
+pub use config::Config;

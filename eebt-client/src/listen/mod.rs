@@ -1,0 +1,187 @@
+//! The local side: programs connect, say what they want, and bytes are copied until one side is done.
+
+mod http;
+mod socks;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use eebt_tor::pump;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::connect::{ConnectError, Connector, Group, Opened};
+
+/// How long an optimistic stream may stay unconnected before its circuit is given up.
+const UNCONNECTED: Duration = Duration::from_secs(20);
+
+/// What a program asks for.
+pub(crate) enum Ask {
+    /// A stream.
+    Connect(String, u16),
+    /// Addresses of a name (Tor's extension of SOCKS).
+    Resolve(String),
+    /// Names of an address (likewise).
+    ResolvePtr(IpAddr),
+}
+
+/// Why a program's request can't be understood. Carries nothing of what it said.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RequestError {
+    /// It is neither protocol, or breaks it.
+    #[error("the request is malformed")]
+    Malformed,
+    /// It said too little in the time it had.
+    #[error("no request in time")]
+    Timeout,
+    /// The connection broke.
+    #[error("the connection to the program broke")]
+    Io(#[source] std::io::Error),
+    /// Understood, answered, and not for us.
+    #[error("{0}")]
+    Unsupported(&'static str),
+}
+
+/// Serves one port until the listener fails for good, which it does not.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    connector: Arc<Connector>,
+    slots: Arc<Semaphore>,
+    handshake_timeout: Duration,
+) {
+    loop {
+        // Wait for a slot before taking a connection: programs then wait in the kernel's queue.
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((tcp, peer)) => {
+                let connector = Arc::clone(&connector);
+                tokio::spawn(async move {
+                    if let Err(error) = serve_program(tcp, peer, &connector, handshake_timeout).await {
+                        tracing::debug!(%error, "a program's request failed");
+                    }
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_program(
+    mut tcp: TcpStream,
+    peer: SocketAddr,
+    connector: &Connector,
+    handshake_timeout: Duration,
+) -> Result<(), RequestError> {
+    tcp.set_nodelay(true).map_err(RequestError::Io)?;
+    let listener = tcp.local_addr().map_err(RequestError::Io)?;
+    let group = |protocol, credentials| Group { listener, protocol, peer: peer.ip(), credentials };
+
+    let handshake = async {
+        let mut first = [0];
+        tcp.peek(&mut first).await.map_err(RequestError::Io)?;
+        match first[0] {
+            4 | 5 => Ok(Talk::Socks(Box::new(socks::read_request(&mut tcp).await?))),
+            b'A'..=b'Z' | b'a'..=b'z' => Ok(Talk::Http(http::read_request(&mut tcp).await?)),
+            _ => Err(RequestError::Malformed),
+        }
+    };
+    let talk = tokio::time::timeout(handshake_timeout, handshake).await.map_err(|_| RequestError::Timeout)??;
+    match talk {
+        Talk::Socks(request) => {
+            let group = group(request.protocol(), request.credentials());
+            match request.ask()? {
+                Ask::Connect(host, port) => {
+                    let opened = connector.connect(&group, &host, port).await;
+                    let reply = request.reply(opened.as_ref().map(|_| None));
+                    finish(tcp, &reply, &request.early_data, opened, &group, connector).await
+                }
+                Ask::Resolve(host) => {
+                    let found = connector.resolve(&group, &host).await;
+                    let reply = request.reply(found.as_ref().map(|ips| socks::first_address(ips)));
+                    tcp.write_all(&reply).await.map_err(RequestError::Io)
+                }
+                Ask::ResolvePtr(ip) => {
+                    let found = connector.resolve_ptr(&group, ip).await;
+                    let reply = request.reply(found.as_ref().map(|names| socks::first_name(names)));
+                    tcp.write_all(&reply).await.map_err(RequestError::Io)
+                }
+            }
+        }
+        Talk::Http(request) => {
+            let group = group(crate::connect::Protocol::HttpConnect, request.credentials);
+            let opened = connector.connect(&group, &request.host, request.port).await;
+            let reply = http::reply(opened.as_ref().map(|_| ()));
+            finish(tcp, reply.as_bytes(), &request.early_data, opened, &group, connector).await
+        }
+    }
+}
+
+enum Talk {
+    Socks(Box<socks::Request>),
+    Http(http::Request),
+}
+
+/// Answers the program, and copies if there is something to copy.
+async fn finish(
+    mut tcp: TcpStream,
+    reply: &[u8],
+    early_data: &[u8],
+    opened: Result<Opened, ConnectError>,
+    group: &Group,
+    connector: &Connector,
+) -> Result<(), RequestError> {
+    tcp.write_all(reply).await.map_err(RequestError::Io)?;
+    match opened {
+        Ok(opened) => copy(tcp, early_data, opened, group, connector).await.map_err(RequestError::Io),
+        Err(error) => {
+            tracing::info!(%error, "no stream");
+            Ok(())
+        }
+    }
+}
+
+/// Copies both ways. Tor has no half-closed streams: the end of either direction is the end of both.
+/// A stream that breaks is reset towards the program, so that half a download never looks whole.
+async fn copy(
+    mut tcp: TcpStream,
+    early_data: &[u8],
+    opened: Opened,
+    group: &Group,
+    connector: &Connector,
+) -> std::io::Result<()> {
+    let Opened { stream, circuit } = opened;
+    let ctrl = stream.client_stream_ctrl().cloned();
+    let (mut tor_read, mut tor_write) = stream.split();
+    let result = {
+        let (mut program_read, mut program_write) = tcp.split();
+        let up = async {
+            tokio::io::AsyncWriteExt::write_all(&mut tor_write, early_data).await?;
+            pump(&mut program_read, &mut tor_write, |_| Duration::ZERO).await
+        };
+        let down = pump(&mut tor_read, &mut program_write, |_| Duration::ZERO);
+        let unconnected = async {
+            tokio::time::sleep(UNCONNECTED).await;
+            match (&circuit, &ctrl) {
+                (Some((id, circuit)), Some(ctrl)) if !ctrl.is_connected() => {
+                    connector.note_dead(group, *id, circuit).await;
+                }
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = up => result,
+            result = down => result,
+            () = unconnected => Err(std::io::ErrorKind::TimedOut.into()),
+        }
+    };
+    if result.is_err() {
+        tcp.set_zero_linger()?;
+    }
+    result
+}

@@ -1,0 +1,137 @@
+//! `eebt-client`: parse arguments, load the configuration, run, exit code.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+use eebt_client::config::{ConfigError, PathKind};
+use eebt_client::route::{Mode, Rule};
+use eebt_client::{Client, Config, RunError};
+use eebt_proto::BridgeLine;
+use tokio_util::sync::CancellationToken;
+use tor_rtcompat::ToplevelBlockOn as _;
+
+/// A local SOCKS and HTTP CONNECT proxy whose streams leave Tor through exit bridges.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// A bridge line (repeatable).
+    #[arg(long = "bridge", value_name = "LINE")]
+    bridges: Vec<BridgeLine>,
+    /// A file of bridge lines, one a line; read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    bridge_file: Option<PathBuf>,
+    /// Where programs connect: SOCKS4a, SOCKS5 and HTTP CONNECT on each (repeatable).
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Vec<SocketAddr>,
+    /// Which targets leave through an exit bridge.
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+    /// For mode `rules`: PATTERN=exit-bridge or PATTERN=tor; the first that matches wins (repeatable).
+    #[arg(long = "rule", value_name = "PATTERN=WAY")]
+    rules: Vec<Rule>,
+    /// Relays before the exit bridge.
+    #[arg(long, value_enum)]
+    path: Option<PathKind>,
+    /// Whether programs are told that they are connected before the exit bridge says so.
+    #[arg(long, value_name = "BOOL")]
+    optimistic: Option<bool>,
+    /// Folder for guards and the cached consensus.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Arti settings that name another Tor network, for tests.
+    #[arg(long, value_name = "FILE")]
+    network: Option<PathBuf>,
+    /// Configuration file (TOML); see deploy/eebt-client.example.toml.
+    #[arg(long, env = "EEBT_CLIENT_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    eebt_tor::init_log("info,arti_client=warn,tor_=warn");
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("eebt-client: {error:#}");
+            if let Some(hint) = hint(&error) {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    let client = Client::new(args.into_config()?)?;
+    let runtime = eebt_tor::create_runtime().context("cannot start the async runtime")?;
+    let shutdown = CancellationToken::new();
+    runtime.clone().block_on(async move {
+        stop_on_signal(shutdown.clone())?;
+        let ready = |addresses: &[SocketAddr]| {
+            for addr in addresses {
+                eprintln!("ready: SOCKS5, SOCKS4a and HTTP CONNECT on {addr}");
+            }
+        };
+        client.run(runtime, shutdown, ready).await?;
+        Ok(())
+    })
+}
+
+impl Args {
+    /// The file's settings with the flags over them.
+    fn into_config(self) -> Result<Config, ConfigError> {
+        let mut config = self.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+        config.bridges.extend(self.bridges);
+        if !self.listen.is_empty() {
+            config.listen = self.listen;
+        }
+        if !self.rules.is_empty() {
+            config.rules = self.rules;
+            config.mode = Mode::Rules;
+        }
+        config.bridge_file = self.bridge_file.or(config.bridge_file);
+        config.mode = self.mode.unwrap_or(config.mode);
+        config.path = self.path.unwrap_or(config.path);
+        config.optimistic = self.optimistic.unwrap_or(config.optimistic);
+        config.state_dir = self.state_dir.or(config.state_dir);
+        config.network = self.network.or(config.network);
+        Ok(config)
+    }
+}
+
+/// SIGTERM or Ctrl-C ends the client.
+fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle Ctrl-C")?;
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        shutdown.cancel();
+    });
+    Ok(())
+}
+
+/// What to try, for errors where that is known.
+fn hint(error: &anyhow::Error) -> Option<&'static str> {
+    let config = match error.downcast_ref::<RunError>() {
+        Some(RunError::Listen { .. }) => {
+            return Some("is another program there, Tor Browser perhaps? --listen 127.0.0.1:9250 takes another port");
+        }
+        Some(RunError::Tor(_)) => return Some("is the Internet reachable, and the clock right?"),
+        Some(RunError::Config(config)) => Some(config),
+        None => error.downcast_ref::<ConfigError>(),
+    };
+    match config? {
+        ConfigError::Line { .. } => Some("copy the whole line, as `eebt up` printed it"),
+        ConfigError::Field { field: "bridges", .. } => {
+            Some("an operator's `eebt up` prints bridge lines; put one in quotes after --bridge")
+        }
+        ConfigError::Parse { .. } | ConfigError::Field { .. } => {
+            Some("deploy/eebt-client.example.toml documents every key")
+        }
+        _ => None,
+    }
+}

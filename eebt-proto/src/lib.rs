@@ -1,0 +1,20 @@
+//! What the roles of the exit-bridge project say to each other.
+//!
+//! Three nouns and no I/O: a [`BridgeLine`] names one exit bridge and how to reach it, a [`Target`]
+//! is what a client asks an exit bridge for, and an [`ExitPolicy`] decides, as a pure function,
+//! whether a stream may leave for it. A second implementation of any role could be written from
+//! this crate alone; the prose is in `docs/protocol.md`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod limits;
+pub mod line;
+pub mod policy;
+pub mod ports;
+pub mod special_use;
+pub mod target;
+
+pub use line::{BridgeLine, CircuitReach, LineError, Reach};
+pub use policy::{ExitPolicy, Refusal, Surroundings};
+pub use ports::{PortSet, PortSetError};
+pub use target::{Host, Target, TargetError};

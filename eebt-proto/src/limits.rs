@@ -1,0 +1,18 @@
+//! Bounds that every role holds to, whatever its configuration says.
+
+use std::time::Duration;
+
+/// Longest bridge line that is read, in bytes.
+pub const MAX_LINE_LEN: usize = 2048;
+
+/// Most addresses in one bridge line (one of each family, and some to spare).
+pub const MAX_ADDRESSES: usize = 4;
+
+/// Longest host name in a target, in bytes (RFC 1035, section 2.3.4, without the final dot).
+pub const MAX_HOST_LEN: usize = 253;
+
+/// Longest label in a host name, in bytes (RFC 1035, section 2.3.4).
+pub const MAX_LABEL_LEN: usize = 63;
+
+/// Longest life of an exit bridge. It is short-lived by definition.
+pub const MAX_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);

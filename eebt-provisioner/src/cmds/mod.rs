@@ -1,0 +1,16 @@
+//! One file for each command.
+
+pub mod down;
+pub mod logs;
+pub mod ls;
+pub mod up;
+
+use eebt_provisioner::{Fleet, Instance};
+
+use crate::print::Usage;
+
+/// The instance that the operator named.
+fn named(fleet: &Fleet, id: &str) -> anyhow::Result<Instance> {
+    let unknown = || Usage::new(format!("ID: no instance {id:?}"), "`eebt ls --all` lists them");
+    Ok(fleet.ledger().get(id)?.ok_or_else(unknown)?)
+}

@@ -1,0 +1,108 @@
+//! The saga that ends an instance: stopping, told to, gone, ended.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::sys::signal::Signal;
+
+use crate::crash_point;
+use crate::fleet::Fleet;
+use crate::folder::FolderError;
+use crate::instance::{DRAIN, GRACE, State};
+use crate::ledger::{LedgerError, Step};
+use crate::local::{self, LocalError};
+use crate::locks::LockError;
+
+/// How long another `eebt` that works on an instance may take to let go of it.
+const OTHERS: Duration = Duration::from_secs(60);
+
+/// Why an instance was not ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LowerError {
+    /// Its process.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// Its folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// There is none of that name.
+    #[error("no instance {0}")]
+    Unknown(String),
+    /// Another `eebt` has it and does not let go.
+    #[error("another eebt has been at work on it for more than {} s", OTHERS.as_secs())]
+    Busy,
+    /// Not even SIGKILL ended it.
+    #[error("its process does not end")]
+    Immortal,
+}
+
+/// How an instance came to be over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lowered {
+    /// By us.
+    Stopped,
+    /// By another `eebt` that was at work on it.
+    ByOther,
+    /// It was over already.
+    Already,
+}
+
+impl Fleet {
+    /// Ends one instance: SIGTERM, time for its streams to drain, SIGKILL. With `at_once` only the
+    /// last. Its keys are removed.
+    ///
+    /// # Errors
+    /// See [`LowerError`]. What was begun is finished by the next run of `eebt`.
+    pub fn lower(&self, id: &str, at_once: bool) -> Result<Lowered, LowerError> {
+        let start = Instant::now();
+        let mut lowered = Lowered::Already;
+        let row = loop {
+            let row = self.ledger.get(id)?.ok_or_else(|| LowerError::Unknown(id.to_owned()))?;
+            if row.state.is_final() {
+                return Ok(lowered);
+            }
+            if self.is_claimed(&row)? {
+                lowered = Lowered::ByOther;
+                self.ledger.request_stop(id)?;
+            } else if self.ledger.claim(&row, &self.claim.id)? {
+                break row;
+            }
+            if start.elapsed() > OTHERS {
+                return Err(LowerError::Busy);
+            }
+            sleep(Duration::from_millis(50));
+        };
+
+        let folder = self.folder(id);
+        let patience = DRAIN + GRACE;
+        let step = |step| self.ledger.advance(id, &self.claim.id, &step, SystemTime::now());
+        step(Step::to(State::Stopping))?;
+        crash_point("stopping");
+        // One that was never finished has no streams to wait for.
+        // One that was told before (by an `eebt` that then died) is not told again.
+        if !at_once && row.state == State::Stopping && row.stop_by.is_some() {
+            local::wait_gone(&folder, patience)?;
+        } else if !at_once && !row.state.is_creating() {
+            local::signal(&folder, row.pid, Signal::SIGTERM)?;
+            crash_point("signalled");
+            step(Step::to(State::Stopping).stop_by(SystemTime::now() + patience))?;
+            crash_point("draining");
+            local::wait_gone(&folder, patience)?;
+        }
+        local::signal(&folder, row.pid, Signal::SIGKILL)?;
+        if !local::wait_gone(&folder, GRACE)? {
+            return Err(LowerError::Immortal);
+        }
+        crash_point("gone");
+        folder.clear()?;
+        crash_point("cleared");
+        step(Step::to(State::Ended))?;
+        Ok(Lowered::Stopped)
+    }
+}

@@ -1,0 +1,212 @@
+//! The paths that every http origin has, and the loop that serves them.
+//!
+//! | path | answer |
+//! |---|---|
+//! | any not below | a small page; from `blocking`, 403 and a block page for blocked addresses |
+//! | `/peer` | the peer's address |
+//! | `/bulk/BYTES` | that many bytes of `bulk`, with their checksum in `x-sha256` |
+//! | `/sink` (PUT, POST) | reads everything: `{"bytes": .., "sha256": ".."}` |
+//! | `/slow-sink?rate=BYTES_PER_SEC` | the same, slowly |
+//! | `/status/CODE` | that status |
+//! | `/hits` | who came, as JSON, oldest first |
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, put};
+use axum::{Extension, Router};
+use bytes::Bytes;
+use data_encoding::HEXLOWER;
+use futures::{StreamExt, stream};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::bulk;
+use super::hits::HitLog;
+
+/// What one http origin knows.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) blocked: Vec<IpNet>,
+    pub(super) hits: HitLog,
+}
+
+/// The peer of a connection, known to each of its requests.
+#[derive(Debug, Clone, Copy)]
+struct Peer(IpAddr);
+
+/// Accepts until it is stopped.
+pub(super) async fn serve(
+    listener: TcpListener,
+    site: Arc<Site>,
+    tls: Option<TlsAcceptor>,
+    small_buffers: bool,
+    stop: CancellationToken,
+) {
+    let router = router(site);
+    let accepting = async {
+        loop {
+            let Ok((stream, peer)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(50)).await; // out of file descriptors, most likely
+                continue;
+            };
+            let router = router.clone().layer(Extension(Peer(peer.ip().to_canonical())));
+            let connection = connection(stream, router, tls.clone(), small_buffers);
+            tokio::spawn(stop.clone().run_until_cancelled_owned(connection));
+        }
+    };
+    stop.run_until_cancelled(accepting).await;
+}
+
+async fn connection(stream: TcpStream, router: Router, tls: Option<TlsAcceptor>, small_buffers: bool) {
+    let _ = stream.set_nodelay(true);
+    match tls {
+        None => requests(stream, router, small_buffers).await,
+        Some(tls) => {
+            if let Ok(Ok(stream)) = timeout(Duration::from_secs(30), tls.accept(stream)).await {
+                requests(stream, router, small_buffers).await;
+            }
+        }
+    }
+}
+
+async fn requests<S>(stream: S, router: Router, small_buffers: bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).half_close(true);
+    if small_buffers {
+        http.max_buf_size(8 << 10);
+    }
+    // An error here is a client that went away.
+    let _ = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await;
+}
+
+fn router(site: Arc<Site>) -> Router {
+    Router::new()
+        .route("/peer", get(async |Extension(Peer(ip)): Extension<Peer>| ip.to_string()))
+        .route("/bulk/{bytes}", get(bulk_body))
+        .route("/sink", put(sink).post(sink))
+        .route("/slow-sink", put(slow_sink).post(slow_sink))
+        .route("/status/{code}", get(status).put(status).post(status))
+        .fallback(page)
+        .layer(middleware::from_fn_with_state(site.clone(), remember))
+        .route("/hits", get(hits))
+        .with_state(site)
+}
+
+async fn remember(
+    State(site): State<Arc<Site>>,
+    Extension(Peer(ip)): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
+    site.hits.add(ip, request.method().as_str(), path);
+    next.run(request).await
+}
+
+async fn page(State(site): State<Arc<Site>>, Extension(Peer(ip)): Extension<Peer>) -> Response {
+    let blocked = site.blocked.iter().any(|net| net.contains(&ip));
+    let (status, title, text) = if blocked {
+        (StatusCode::FORBIDDEN, "Access denied", "Your address is on a list of Tor exit relays.")
+    } else {
+        (StatusCode::OK, "Welcome", "This site is happy to see you.")
+    };
+    let html = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><title>{title}</title></head>\n\
+         <body><h1>{title}</h1><p>{text}</p><p>Your address: {ip}</p></body></html>\n"
+    );
+    (status, Html(html)).into_response()
+}
+
+async fn bulk_body(Path(len): Path<u64>) -> Response {
+    let Ok(sum) = tokio::task::spawn_blocking(move || bulk::sha256(len)).await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let pieces = stream::unfold(0, move |at: u64| async move {
+        let n = usize::try_from((len - at).min(64 << 10)).unwrap_or_default();
+        let mut piece = vec![0; n];
+        bulk::fill(at, &mut piece);
+        let piece: Result<Bytes, std::io::Error> = Ok(piece.into());
+        (n > 0).then_some((piece, at + n as u64))
+    });
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CONTENT_LENGTH, len.into());
+    if let Ok(sum) = HeaderValue::from_str(&sum) {
+        headers.insert("x-sha256", sum);
+    }
+    (headers, Body::from_stream(pieces)).into_response()
+}
+
+async fn sink(body: Body) -> Response {
+    swallow(body, None).await
+}
+
+async fn slow_sink(uri: Uri, body: Body) -> Response {
+    let query = uri.query().unwrap_or_default();
+    let rate = query.split('&').find_map(|pair| pair.strip_prefix("rate="));
+    match rate.unwrap_or("50000").parse() {
+        Ok(rate @ 1..) => swallow(body, Some(rate)).await,
+        _ => (StatusCode::BAD_REQUEST, "rate: bytes per second, a whole number above 0\n").into_response(),
+    }
+}
+
+/// Reads a body to its end, no faster than `rate` bytes per second.
+async fn swallow(body: Body, rate: Option<u64>) -> Response {
+    let start = Instant::now();
+    let (mut bytes, mut hash) = (0u64, Sha256::new());
+    let mut pieces = body.into_data_stream();
+    while let Some(piece) = pieces.next().await {
+        let Ok(piece) = piece else {
+            return StatusCode::BAD_REQUEST.into_response(); // it broke off; most likely nobody reads this
+        };
+        bytes += piece.len() as u64;
+        hash.update(&piece);
+        if let Some(rate) = rate {
+            sleep_until(start + Duration::from_micros(bytes.saturating_mul(1_000_000) / rate)).await;
+        }
+    }
+    let sum = HEXLOWER.encode(&hash.finalize());
+    json(&serde_json::json!({ "bytes": bytes, "sha256": sum }))
+}
+
+async fn status(Path(code): Path<u16>) -> Response {
+    match StatusCode::from_u16(code) {
+        // 1xx is no final answer, and hyper refuses to send it as one.
+        Ok(status) if code >= 200 => status.into_response(),
+        _ => (StatusCode::BAD_REQUEST, "a status code from 200 to 999\n").into_response(),
+    }
+}
+
+async fn hits(State(site): State<Arc<Site>>) -> Response {
+    let hits = site.hits.all();
+    let hits: Vec<_> = hits
+        .iter()
+        .map(|hit| {
+            let at = hit.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+            serde_json::json!({ "peer_ip": hit.peer_ip, "method": hit.method, "path": hit.path, "at": at })
+        })
+        .collect();
+    json(&hits.into())
+}
+
+fn json(value: &serde_json::Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], format!("{value}\n")).into_response()
+}

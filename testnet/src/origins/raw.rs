@@ -1,0 +1,54 @@
+//! Origins below HTTP: the rude, the silent, and the echo.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::hits::HitLog;
+
+/// What a raw origin does with each connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Behaviour {
+    Echo,
+    Reset,
+    Stall,
+    Close,
+}
+
+/// Accepts until it is stopped.
+pub(super) async fn serve(
+    listener: TcpListener,
+    behaviour: Behaviour,
+    hits: HitLog,
+    stop: CancellationToken,
+) {
+    let accepting = async {
+        loop {
+            let Ok((stream, peer)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(50)).await; // out of file descriptors, most likely
+                continue;
+            };
+            hits.add(peer.ip(), "CONNECT", "");
+            tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+                let _ = behave(stream, behaviour).await; // the peer has gone
+            }));
+        }
+    };
+    stop.run_until_cancelled(accepting).await;
+}
+
+async fn behave(mut stream: TcpStream, behaviour: Behaviour) -> io::Result<()> {
+    match behaviour {
+        Behaviour::Echo => {
+            stream.set_nodelay(true)?;
+            let (mut read, mut write) = stream.split();
+            tokio::io::copy(&mut read, &mut write).await?;
+        }
+        Behaviour::Reset => stream.set_zero_linger()?, // then dropping it sends RST
+        Behaviour::Stall => std::future::pending().await,
+        Behaviour::Close => {}
+    }
+    Ok(())
+}
