@@ -6,7 +6,7 @@
 //! | `open` | http, https | the same, but blocks nobody |
 //! | `slow` | http | as `open`, with socket buffers so small that a slow `/slow-sink` is felt at once |
 //! | `echo` | tcp | returns every byte |
-//! | `reset` | tcp | resets each connection |
+//! | `reset` | tcp | resets each connection at its first byte, or after 100 ms |
 //! | `stall` | tcp | accepts and does nothing, for ever |
 //! | `close` | tcp | closes each connection politely |
 //!
@@ -294,7 +294,7 @@ impl Origins {
         &self.all[5]
     }
 
-    /// Resets each connection.
+    /// Resets each connection at its first byte, or after 100 ms.
     pub fn reset(&self) -> &Origin {
         &self.all[6]
     }

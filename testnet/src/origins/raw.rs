@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::hits::HitLog;
@@ -46,7 +47,11 @@ async fn behave(mut stream: TcpStream, behaviour: Behaviour) -> io::Result<()> {
             let (mut read, mut write) = stream.split();
             tokio::io::copy(&mut read, &mut write).await?;
         }
-        Behaviour::Reset => stream.set_zero_linger()?, // then dropping it sends RST
+        Behaviour::Reset => {
+            // At once, the reset could overtake the peer's own notice that it is connected.
+            let _ = timeout(Duration::from_millis(100), stream.peek(&mut [0])).await; // readable() may say so too early
+            stream.set_zero_linger()?; // then dropping it sends RST
+        }
         Behaviour::Stall => std::future::pending().await,
         Behaviour::Close => {}
     }
