@@ -13,6 +13,9 @@ use serde::{Deserialize, Deserializer};
 
 use crate::limits::Limits;
 
+/// Life of an exit bridge whose operator said nothing.
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
 /// The configuration of one exit bridge. Every field has a default that works.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -33,10 +36,10 @@ pub struct Config {
     pub status: Option<SocketAddr>,
     /// File that holds the process id while the exit bridge runs.
     pub pid_file: Option<PathBuf>,
-    /// How long the exit bridge lives, from its start.
+    /// How long the exit bridge lives, from its start; a day where `expires` says nothing either.
     #[serde(with = "humantime_serde")]
-    pub lifetime: Duration,
-    /// When the exit bridge ends, if that comes before its `lifetime` is over.
+    pub lifetime: Option<Duration>,
+    /// When the exit bridge ends; with `lifetime`, whichever comes first.
     #[serde(deserialize_with = "rfc3339")]
     pub expires: Option<SystemTime>,
     /// How long streams may go on after the exit bridge was told to stop.
@@ -68,7 +71,7 @@ impl Default for Config {
             network: None,
             status: None,
             pid_file: None,
-            lifetime: Duration::from_secs(24 * 3600),
+            lifetime: None,
             expires: None,
             drain: Duration::from_secs(30),
             policy: PortSet::web(),
@@ -151,7 +154,7 @@ impl Config {
     /// [`ConfigError::Field`].
     pub fn check(&self) -> Result<(), ConfigError> {
         let bad = |field, problem: &str| Err(ConfigError::Field { field, problem: problem.to_owned() });
-        if self.lifetime.is_zero() || self.lifetime > MAX_LIFETIME {
+        if self.lifetime.is_some_and(|l| l.is_zero() || l > MAX_LIFETIME) {
             return bad("lifetime", "must be more than 0 and at most 7 days");
         }
         if self.status.is_some_and(|s| !s.ip().is_loopback()) {
@@ -172,10 +175,14 @@ impl Config {
     }
 
     /// When an exit bridge that starts `now` ends, in whole seconds (so that the bridge line says
-    /// exactly this).
+    /// exactly this), and never later than the longest life allows.
     pub fn end_of_life(&self, now: SystemTime) -> SystemTime {
-        let end = now + self.lifetime;
-        let end = self.expires.map_or(end, |expires| end.min(expires));
+        let lifetime = match (self.lifetime, self.expires) {
+            (Some(lifetime), _) => lifetime,
+            (None, Some(_)) => MAX_LIFETIME,
+            (None, None) => DEFAULT_LIFETIME,
+        };
+        let end = self.expires.unwrap_or(now + lifetime).min(now + lifetime);
         let secs = end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
     }
@@ -294,9 +301,14 @@ mod tests {
     #[test]
     fn life_ends_at_the_earlier_of_both() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_000_500);
-        let mut config = Config { lifetime: Duration::from_secs(60), ..Config::default() };
+        let mut config = Config { lifetime: Some(Duration::from_secs(60)), ..Config::default() };
         assert_eq!(config.end_of_life(now), SystemTime::UNIX_EPOCH + Duration::from_secs(1060));
         config.expires = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1030));
         assert_eq!(config.end_of_life(now), SystemTime::UNIX_EPOCH + Duration::from_secs(1030));
+        config.lifetime = None;
+        config.expires = Some(SystemTime::UNIX_EPOCH + 3 * DEFAULT_LIFETIME);
+        assert_eq!(config.end_of_life(now), SystemTime::UNIX_EPOCH + 3 * DEFAULT_LIFETIME);
+        config.expires = Some(SystemTime::UNIX_EPOCH + 30 * DEFAULT_LIFETIME);
+        assert_eq!(config.end_of_life(SystemTime::UNIX_EPOCH), SystemTime::UNIX_EPOCH + MAX_LIFETIME);
     }
 }

@@ -154,7 +154,7 @@ impl BridgeKeys {
     ///
     /// # Errors
     /// [`KeysError::Certificate`].
-    pub(crate) fn channel_auth(&self, now: SystemTime) -> Result<Arc<RelayChannelAuthMaterial>, KeysError> {
+    pub fn channel_auth(&self, now: SystemTime) -> Result<Arc<RelayChannelAuthMaterial>, KeysError> {
         fn certificate<E: std::error::Error + Send + Sync + 'static>(e: E) -> KeysError {
             KeysError::Certificate(Box::new(e))
         }

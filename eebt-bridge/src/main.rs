@@ -43,7 +43,7 @@ struct WithConfig {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    eebt_tor::init_log("info,arti_client=warn,tor_=warn");
+    eebt_tor::init_log();
     match run(args.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

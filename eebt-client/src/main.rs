@@ -51,7 +51,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    eebt_tor::init_log("info,arti_client=warn,tor_=warn");
+    eebt_tor::init_log();
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -44,6 +44,8 @@ pub struct Settings {
     pub policy: String,
     /// Special-use ranges that a test network opens.
     pub allow_egress: Vec<IpNet>,
+    /// Addresses that relays of a test network connect from.
+    pub allow_ingress: Vec<IpNet>,
 }
 
 /// `bridge.toml`, as `eebt-bridge` reads it.
@@ -64,6 +66,8 @@ pub struct BridgeConfig {
     policy: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     allow_egress: Vec<IpNet>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    allow_ingress: Vec<IpNet>,
     drain: String,
     expires: String,
 }
@@ -82,6 +86,7 @@ impl BridgeConfig {
             status: row.status,
             policy: settings.policy.clone(),
             allow_egress: settings.allow_egress.clone(),
+            allow_ingress: settings.allow_ingress.clone(),
             drain: humantime::format_duration(DRAIN).to_string(),
             expires: humantime::format_rfc3339_seconds(row.expires).to_string(),
         }
@@ -360,6 +365,7 @@ mod tests {
             network: None,
             policy: "web".into(),
             allow_egress: vec!["127.0.0.0/8".parse().unwrap()],
+            allow_ingress: Vec::new(),
         };
         let config = BridgeConfig::new(&row("x", State::Planned), &folder, &settings);
         let text = toml::to_string(&config).unwrap();

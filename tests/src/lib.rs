@@ -1,1 +1,13 @@
-pub fn x(){}
+//! What the end-to-end cases are written with: one private Tor network with its origins
+//! ([`Lab`]), real `eebt-bridge` and `eebt-client` processes on it, and a name server that lies on
+//! request ([`Dns`]).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // this crate is a test
+
+mod dns;
+mod lab;
+mod process;
+
+pub use dns::Dns;
+pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab};
+pub use process::{Running, binary};

@@ -51,6 +51,9 @@ pub struct Args {
     /// Special-use addresses that a test network opens (may be repeated)
     #[arg(long, value_name = "CIDR", value_parser = address)]
     allow_egress: Vec<IpNet>,
+    /// Addresses that relays of a test network connect from, if not those they publish (may be repeated)
+    #[arg(long, value_name = "CIDR", value_parser = address)]
+    allow_ingress: Vec<IpNet>,
     /// The program eebt-bridge [default: beside eebt, or in PATH]
     #[arg(long, value_name = "FILE", env = "EEBT_BRIDGE_BINARY")]
     bridge_binary: Option<PathBuf>,
@@ -182,8 +185,13 @@ impl Args {
             return Err(Usage::new(message, "`chmod +x` makes it one").into());
         }
         let network = self.network.as_ref().map(|path| absolute("--network", path)).transpose()?;
-        let (policy, allow_egress) = (self.policy.clone(), self.allow_egress.clone());
-        Ok(Settings { bridge, network, policy, allow_egress })
+        Ok(Settings {
+            bridge,
+            network,
+            policy: self.policy.clone(),
+            allow_egress: self.allow_egress.clone(),
+            allow_ingress: self.allow_ingress.clone(),
+        })
     }
 }
 

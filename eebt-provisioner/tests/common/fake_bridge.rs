@@ -30,6 +30,8 @@ struct Config {
     policy: String,
     #[serde(default)]
     allow_egress: Vec<ipnet::IpNet>,
+    #[serde(default)]
+    allow_ingress: Vec<ipnet::IpNet>,
     drain: String,
     expires: String,
 }

@@ -1,0 +1,296 @@
+//! The lab: one private Tor network with its origins, and what runs on it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use eebt_proto::BridgeLine;
+use tempfile::TempDir;
+use testnet::{Origin, Origins, OriginsConfig, TestNet};
+use tokio::process::Command;
+
+use crate::process::{Running, binary};
+
+/// A private Tor network and origins, shared by all cases.
+pub struct Lab {
+    /// The network.
+    pub net: TestNet,
+    /// The origins.
+    pub origins: Origins,
+    dir: TempDir,
+    next: AtomicU16,
+}
+
+impl Lab {
+    /// Brings all of it up.
+    pub async fn start() -> anyhow::Result<Self> {
+        let net = TestNet::builder().start().await?;
+        let origins = Origins::start(OriginsConfig::on_network(&net)).await?;
+        Ok(Self { net, origins, dir: tempfile::tempdir()?, next: AtomicU16::new(0) })
+    }
+
+    /// A fresh folder for one program.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        let dir = self.dir.path().join(format!("{n}-{name}"));
+        std::fs::create_dir(&dir).expect("folder");
+        dir
+    }
+
+    /// An exit bridge that lets out to the origins and nowhere else, from an address of its own.
+    pub fn bridge(&self) -> BridgeBuilder<'_> {
+        let ip = self.net.spare_ip();
+        let mut config = toml::Table::new();
+        let net = self.net.network_file().display().to_string();
+        config.insert("network".into(), net.into());
+        config.insert("listen".into(), format!("{ip}:{}", free_port(ip)).into());
+        config.insert("egress_address".into(), ip.to_string().into());
+        config.insert("status".into(), format!("{ip}:{}", free_port(ip)).into());
+        config.insert("policy".into(), self.ports().into());
+        let origins: Vec<toml::Value> =
+            self.origins.all().iter().map(|o| format!("{}/32", o.addr().ip()).into()).collect();
+        config.insert("allow_egress".into(), origins.into());
+        // C tor relays on loopback connect from 127.0.0.1, whatever address they publish.
+        config.insert("allow_ingress".into(), vec![toml::Value::from("127.0.0.1/32")].into());
+        BridgeBuilder { lab: self, ip, config, log: "debug,tor_=info,tor_netdir=error" }
+    }
+
+    /// A client of these exit bridges.
+    pub fn client(&self) -> ClientBuilder<'_> {
+        let mut config = toml::Table::new();
+        config.insert("network".into(), self.net.network_file().display().to_string().into());
+        config.insert("listen".into(), vec![toml::Value::from("127.0.0.1:0")].into());
+        ClientBuilder { lab: self, config, log: "debug,tor_=info,tor_netdir=error" }
+    }
+
+    /// The ports of all origins, and 80 and 443, as a policy.
+    pub fn ports(&self) -> String {
+        let mut ports = vec![80, 443];
+        ports.extend(self.origins.all().iter().map(|o| o.addr().port()));
+        ports.sort_unstable();
+        ports.dedup();
+        ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+
+    /// Takes all of it down.
+    pub async fn shutdown(self) -> anyhow::Result<()> {
+        Ok(self.net.shutdown().await?)
+    }
+}
+
+/// A port that is free now.
+fn free_port(ip: IpAddr) -> u16 {
+    std::net::TcpListener::bind((ip, 0)).and_then(|l| l.local_addr()).expect("a free port").port()
+}
+
+/// An exit bridge to be.
+pub struct BridgeBuilder<'a> {
+    lab: &'a Lab,
+    ip: IpAddr,
+    config: toml::Table,
+    log: &'a str,
+}
+
+impl<'a> BridgeBuilder<'a> {
+    /// Sets a key of its configuration.
+    pub fn set(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.config.insert(key.into(), value.into());
+        self
+    }
+
+    /// What it logs.
+    pub fn log(mut self, filter: &'a str) -> Self {
+        self.log = filter;
+        self
+    }
+
+    /// Starts it and waits until it serves.
+    pub async fn run(self) -> anyhow::Result<Bridge> {
+        let dir = self.lab.folder("bridge");
+        let mut config = self.config;
+        config.insert("keys".into(), dir.join("keys").display().to_string().into());
+        config.insert("state_dir".into(), dir.join("state").display().to_string().into());
+        let path = dir.join("bridge.toml");
+        std::fs::write(&path, toml::to_string(&config)?)?;
+        let mut command = Command::new(binary("eebt-bridge"));
+        command.arg("run").arg("--config").arg(&path).env("RUST_LOG", self.log);
+        let mut process = Running::start(command, &dir)?;
+        let line = process
+            .wait_for("bridge line", |out, _| out.lines().next().filter(|_| out.ends_with('\n')).map(String::from))
+            .await?;
+        let status = config.get("status").and_then(|s| s.as_str()).context("status")?.parse()?;
+        Ok(Bridge { process, line: line.parse()?, ip: self.ip, status, config: path })
+    }
+}
+
+/// A running exit bridge.
+pub struct Bridge {
+    /// Its process.
+    pub process: Running,
+    /// Its bridge line.
+    pub line: BridgeLine,
+    /// The address that origins see.
+    pub ip: IpAddr,
+    /// Its status endpoint.
+    pub status: SocketAddr,
+    /// Its configuration file.
+    pub config: PathBuf,
+}
+
+/// A client to be.
+pub struct ClientBuilder<'a> {
+    lab: &'a Lab,
+    config: toml::Table,
+    log: &'a str,
+}
+
+impl<'a> ClientBuilder<'a> {
+    /// Adds an exit bridge.
+    pub fn via(self, bridge: &Bridge) -> Self {
+        self.via_line(&bridge.line)
+    }
+
+    /// Adds an exit bridge by its line.
+    pub fn via_line(mut self, line: &BridgeLine) -> Self {
+        let lines = self.config.entry("bridges").or_insert_with(|| toml::Value::Array(Vec::new()));
+        lines.as_array_mut().expect("bridges").push(line.to_string().into());
+        self
+    }
+
+    /// Sets a key of its configuration.
+    pub fn set(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.config.insert(key.into(), value.into());
+        self
+    }
+
+    /// What it logs.
+    pub fn log(mut self, filter: &'a str) -> Self {
+        self.log = filter;
+        self
+    }
+
+    /// Starts it and waits until programs may use it.
+    pub async fn run(self) -> anyhow::Result<Client> {
+        let dir = self.lab.folder("client");
+        let mut config = self.config;
+        config.insert("state_dir".into(), dir.join("state").display().to_string().into());
+        let path = dir.join("client.toml");
+        std::fs::write(&path, toml::to_string(&config)?)?;
+        let mut command = Command::new(binary("eebt-client"));
+        command.arg("--config").arg(&path).env("RUST_LOG", self.log);
+        let mut process = Running::start(command, &dir)?;
+        let ready = |_: &str, err: &str| {
+            err.lines().find(|l| l.starts_with("ready: ")).and_then(|l| l.rsplit(' ').next()).map(String::from)
+        };
+        let proxy = process.wait_for("ready line", ready).await?.parse()?;
+        Ok(Client { process, proxy, dir })
+    }
+}
+
+/// A running client.
+pub struct Client {
+    /// Its process.
+    pub process: Running,
+    /// Its port: SOCKS and HTTP CONNECT.
+    pub proxy: SocketAddr,
+    /// Its folder.
+    pub dir: PathBuf,
+}
+
+/// What curl got.
+#[derive(Debug)]
+pub struct Fetched {
+    /// HTTP status, 0 when there was none.
+    pub status: u16,
+    /// SHA-256 of the body, in hexadecimal.
+    pub sha256: String,
+    /// Bytes of the body.
+    pub size: u64,
+    /// The body, when it is short.
+    pub text: String,
+    /// curl's exit code: 0 for a complete transfer.
+    pub exit_code: i32,
+    /// From start to end.
+    pub took: Duration,
+}
+
+impl Fetched {
+    /// Is this the whole of `/bulk/SIZE`?
+    pub fn is_bulk(&self, size: u64) -> anyhow::Result<()> {
+        ensure!(self.exit_code == 0 && self.status == 200, "not fetched: {self:?}");
+        ensure!(self.size == size && self.sha256 == testnet::origins::bulk::sha256(size), "wrong bytes: {self:?}");
+        Ok(())
+    }
+}
+
+impl Client {
+    /// Fetches a page over SOCKS5, the host name unresolved.
+    pub async fn get(&self, url: &str) -> anyhow::Result<Fetched> {
+        curl(&format!("socks5h://{}", self.proxy), url, &[], &self.dir).await
+    }
+
+    /// The same as somebody with these credentials.
+    pub async fn get_as(&self, user: &str, url: &str) -> anyhow::Result<Fetched> {
+        curl(&format!("socks5h://{user}:x@{}", self.proxy), url, &[], &self.dir).await
+    }
+
+    /// Fetches with further arguments for curl.
+    pub async fn curl(&self, url: &str, args: &[&str]) -> anyhow::Result<Fetched> {
+        curl(&format!("socks5h://{}", self.proxy), url, args, &self.dir).await
+    }
+
+    /// Sends `size` bytes to the sink of `origin`, and checks what arrived.
+    pub async fn upload(&self, origin: &Origin, path: &str, size: u64) -> anyhow::Result<Fetched> {
+        let file = self.dir.join(format!("upload-{size}"));
+        if !file.exists() {
+            let mut bytes = vec![0; usize::try_from(size)?];
+            testnet::origins::bulk::fill(0, &mut bytes);
+            std::fs::write(&file, bytes)?;
+        }
+        let file = file.display().to_string();
+        let fetched = self.curl(&origin.url(path), &["-T", &file, "-H", "Expect:"]).await?;
+        ensure!(fetched.exit_code == 0 && fetched.status == 200, "not sent: {fetched:?}");
+        let got: serde_json::Value = serde_json::from_str(&fetched.text)?;
+        ensure!(got["sha256"] == testnet::origins::bulk::sha256(size), "wrong bytes: {got}");
+        Ok(fetched)
+    }
+}
+
+/// Runs curl through a proxy. Redirects are not followed, times are bounded.
+pub async fn curl(proxy: &str, url: &str, args: &[&str], dir: &Path) -> anyhow::Result<Fetched> {
+    let body = tempfile::NamedTempFile::new_in(dir)?;
+    let start = Instant::now();
+    let out = Command::new("curl")
+        .args(["-sS", "--max-time", "120", "-w", "%{http_code}", "--proxy", proxy, "-o"])
+        .arg(body.path())
+        .args(args)
+        .arg(url)
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("curl")?;
+    let took = start.elapsed();
+    let bytes = std::fs::read(body.path())?;
+    Ok(Fetched {
+        status: String::from_utf8_lossy(&out.stdout).trim().parse().unwrap_or_default(),
+        sha256: sha256(&bytes),
+        size: bytes.len() as u64,
+        text: String::from_utf8_lossy(&bytes[..bytes.len().min(2000)]).into_owned(),
+        exit_code: out.status.code().unwrap_or(-1),
+        took,
+    })
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(bytes))
+}
+
+impl Lab {
+    /// Fetches a page through plain Tor: the C tor client and a Tor exit.
+    pub async fn get_plain(&self, url: &str) -> anyhow::Result<Fetched> {
+        curl(&format!("socks5h://{}", self.net.socks_addr()), url, &[], self.dir.path()).await
+    }
+}

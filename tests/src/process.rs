@@ -1,0 +1,87 @@
+//! One program under test: its output in files, its end when this is dropped.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+/// A program built by this workspace.
+pub fn binary(name: &str) -> PathBuf {
+    // The test runs from target/PROFILE/deps.
+    let exe = std::env::current_exe().expect("own path");
+    let dir = exe.ancestors().nth(2).expect("target folder");
+    let path = dir.join(name);
+    assert!(path.exists(), "{} is not built: run `make e2e`", path.display());
+    path
+}
+
+/// A running program.
+pub struct Running {
+    child: Child,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Running {
+    /// Starts `command` with stdout and stderr in `dir`.
+    pub fn start(mut command: Command, dir: &Path) -> anyhow::Result<Self> {
+        let (stdout, stderr) = (dir.join("stdout"), dir.join("stderr"));
+        command.stdin(std::process::Stdio::null());
+        command.stdout(File::create(&stdout)?).stderr(File::create(&stderr)?);
+        command.kill_on_drop(true);
+        let child = command.spawn().context("cannot start the program")?;
+        Ok(Self { child, stdout, stderr })
+    }
+
+    /// All that it wrote to stdout.
+    pub fn stdout(&self) -> String {
+        std::fs::read_to_string(&self.stdout).unwrap_or_default()
+    }
+
+    /// All that it wrote to stderr.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.stderr).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits until `ready` finds what it wants in stdout and stderr.
+    pub async fn wait_for<T>(
+        &mut self,
+        what: &str,
+        mut ready: impl FnMut(&str, &str) -> Option<T>,
+    ) -> anyhow::Result<T> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(found) = ready(&self.stdout(), &self.stderr()) {
+                return Ok(found);
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it ended ({status}) before {what}:\n{}", self.stderr());
+            }
+            if Instant::now() > deadline {
+                bail!("no {what} in 60 s:\n{}", self.stderr());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            kill(Pid::from_raw(pid), signal).expect("signal");
+        }
+    }
+
+    /// Is it still running?
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().expect("wait").is_none()
+    }
+
+    /// Its exit code, when it ends within `limit`; `None` for one that a signal ended.
+    pub async fn exit_code(&mut self, limit: Duration) -> anyhow::Result<Option<i32>> {
+        Ok(tokio::time::timeout(limit, self.child.wait()).await.context("it does not end")??.code())
+    }
+}
