@@ -5,7 +5,7 @@
 CARGO ?= cargo
 PROFILE := --release
 
-.PHONY: build setup demo test unit e2e lint fmt clean
+.PHONY: build setup demo test e2e lint fmt clean
 
 build: setup
 	$(CARGO) build $(PROFILE) --workspace --bins
@@ -18,15 +18,13 @@ setup:
 demo: build
 	@./deploy/demo
 
-test: setup
-	$(CARGO) test $(PROFILE) --workspace --exclude tests
-	$(CARGO) test $(PROFILE) -p tests
+# Always the whole workspace, so that every command sees the same features and nothing is built twice.
+test: build
+	$(CARGO) test $(PROFILE) --workspace
 
-unit: setup
-	$(CARGO) test $(PROFILE) --workspace --exclude tests
-
+# One end-to-end case or a few: make e2e CASE=vanguards
 e2e: build
-	$(CARGO) test $(PROFILE) -p tests
+	$(CARGO) test $(PROFILE) --workspace --test e2e -- $(CASE)
 
 lint: setup
 	$(CARGO) fmt --all --check

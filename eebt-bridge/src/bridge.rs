@@ -6,13 +6,14 @@ use std::time::{Duration, SystemTime};
 
 use arti_client::TorClient;
 use eebt_proto::BridgeLine;
+use eebt_proto::special_use::special_use;
+use eebt_tor::TorRuntime;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tor_netdir::{NetDirProvider, Timeliness};
-use eebt_tor::TorRuntime;
 
 use crate::config::{Config, ConfigError};
-use crate::consensus::Consensus;
+use crate::consensus::{Consensus, own_addresses};
 use crate::egress::Egress;
 use crate::ingress::circuit::{CircuitIngress, IngressError};
 use crate::keys::{BridgeKeys, KeysError};
@@ -95,29 +96,36 @@ impl ExitBridge {
         let life = expires.duration_since(SystemTime::now()).map_err(|_| RunError::Expired)?;
 
         let _status_task = match config.status {
-            Some(addr) => Some(
-                status::serve(addr, Arc::clone(&status))
-                    .await
-                    .map_err(|source| RunError::Listen { field: "status", addr, source })?,
-            ),
+            Some(addr) => {
+                Some(status::serve(addr, Arc::clone(&status)).await.map_err(|source| RunError::Listen {
+                    field: "status",
+                    addr,
+                    source,
+                })?)
+            }
             None => None,
         };
 
         let tor = |e: arti_client::Error| RunError::Tor(Box::new(e));
-        let client =
-            TorClient::with_runtime(runtime.clone()).config(tor_config).create_unbootstrapped_async().await.map_err(tor)?;
+        let client = TorClient::with_runtime(runtime.clone())
+            .config(tor_config)
+            .create_unbootstrapped_async()
+            .await
+            .map_err(tor)?;
         tokio::select! {
-            done = client.bootstrap() => done.map_err(tor)?,
+            done = bootstrap(&client) => done.map_err(tor)?,
             () = shutdown.cancelled() => return Ok(()),
             () = tokio::time::sleep(life) => return Err(RunError::Expired),
         }
         let provider: Arc<dyn NetDirProvider> = client.dirmgr().map_err(tor)?;
-        let _ = provider.wait_for_netdir(Timeliness::Timely).await;
 
         let addr = config.listen;
         let listen = |source| RunError::Listen { field: "listen", addr, source };
         let listener = TcpListener::bind(addr).await.map_err(listen)?;
-        let address = config.address.map_or_else(|| listener.local_addr(), Ok).map_err(listen)?;
+        let address = match config.address {
+            Some(address) => address,
+            None => reachable(listener.local_addr().map_err(listen)?)?,
+        };
         let advertised = vec![address];
         let ours = advertised.iter().map(SocketAddr::ip).chain(config.egress_address).collect();
         let consensus = Arc::new(Consensus::new(Arc::clone(&provider), config.allow_ingress.clone(), ours));
@@ -164,6 +172,32 @@ impl ExitBridge {
         }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Waits for a consensus that is valid now, with most of its relays.
+async fn bootstrap(client: &TorClient<TorRuntime>) -> arti_client::Result<()> {
+    client.bootstrap().await?;
+    // Only fails when the client is shut down, which is in our hands.
+    let _shut_down = client.dirmgr()?.wait_for_netdir(Timeliness::Timely).await;
+    Ok(())
+}
+
+/// The address that relays reach us by when we listen on `bound`: for a wildcard, the one public
+/// address of this machine.
+fn reachable(bound: SocketAddr) -> Result<SocketAddr, ConfigError> {
+    if !bound.ip().is_unspecified() {
+        return Ok(bound);
+    }
+    let public = own_addresses().into_iter().filter(|ip| special_use(*ip).is_none());
+    let mut public = public.filter(|ip| ip.is_ipv4() == bound.is_ipv4());
+    match (public.next(), public.next()) {
+        (Some(ip), None) => Ok(SocketAddr::new(ip, bound.port())),
+        (found, _) => {
+            let found = if found.is_some() { "several public addresses" } else { "no public address" };
+            let problem = format!("is needed: this machine has {found} of the family that it listens on");
+            Err(ConfigError::Field { field: "address", problem })
+        }
     }
 }
 

@@ -203,7 +203,10 @@ impl Config {
 
 /// Puts one `key=value` into `table`.
 fn set(table: &mut toml::Table, setting: &str) -> Result<(), ConfigError> {
-    let bad = || ConfigError::Field { field: "--set", problem: format!("{setting:?} is not of the form key=value") };
+    let bad = || ConfigError::Field {
+        field: "--set",
+        problem: format!("{setting:?} is not of the form key=value"),
+    };
     let (key, value) = setting.split_once('=').ok_or_else(bad)?;
     let value = format!("v = {value}")
         .parse::<toml::Table>()
@@ -287,7 +290,8 @@ mod tests {
 
     #[test]
     fn settings_go_over_the_file() {
-        let settings = ["listen=127.0.0.1:9", "limits.streams=7", "policy=443", "allow_egress=[\"10.0.0.0/8\"]"];
+        let settings =
+            ["listen=127.0.0.1:9", "limits.streams=7", "policy=443", "allow_egress=[\"10.0.0.0/8\"]"];
         let config = Config::load_with(None, &settings.map(String::from)).unwrap();
         assert_eq!(config.listen, "127.0.0.1:9".parse().unwrap());
         assert_eq!(config.limits.streams, 7);

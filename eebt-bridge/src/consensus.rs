@@ -24,14 +24,19 @@ pub struct Consensus {
 /// Addresses, gathered once per consensus.
 #[derive(Default)]
 struct View {
-    relay_ips: HashSet<IpAddr>,
+    /// Of relays that are no exits.
+    source_ips: HashSet<IpAddr>,
     or_ports: HashSet<SocketAddr>,
     own: HashSet<IpAddr>,
 }
 
 impl Consensus {
     /// Follows `provider`.
-    pub fn new(provider: Arc<dyn NetDirProvider>, allow_ingress: Vec<IpNet>, advertised: Vec<IpAddr>) -> Self {
+    pub fn new(
+        provider: Arc<dyn NetDirProvider>,
+        allow_ingress: Vec<IpNet>,
+        advertised: Vec<IpAddr>,
+    ) -> Self {
         let consensus = Self { provider, view: RwLock::default(), allow_ingress, advertised };
         consensus.refresh();
         consensus
@@ -52,8 +57,13 @@ impl Consensus {
         view.own.extend(&self.advertised);
         if let Ok(netdir) = self.provider.netdir(Timeliness::Unchecked) {
             for relay in netdir.relays() {
+                // Everybody can come from an exit's address, through Tor. Clients whose circuits
+                // end here choose no exit as their middle.
+                let exit = relay.low_level_details().policies_allow_some_port();
                 for addr in relay.addrs() {
-                    view.relay_ips.insert(addr.ip().to_canonical());
+                    if !exit {
+                        view.source_ips.insert(addr.ip().to_canonical());
+                    }
                     view.or_ports.insert(addr);
                 }
             }
@@ -65,11 +75,6 @@ impl Consensus {
         Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Is there a consensus that is still valid? Without one nobody is served.
-    pub fn is_current(&self) -> bool {
-        self.provider.timely_netdir().is_ok()
-    }
-
     /// Is this the identity of a relay in a consensus that is still valid?
     pub fn is_relay_identity(&self, id: &Ed25519Identity) -> bool {
         self.provider.timely_netdir().is_ok_and(|netdir| netdir.by_id(id).is_some())
@@ -78,12 +83,12 @@ impl Consensus {
     /// May a connection from this address try to become a channel?
     pub fn may_be_relay(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
-        self.view().relay_ips.contains(&ip) || self.allow_ingress.iter().any(|net| net.contains(&ip))
+        self.view().source_ips.contains(&ip) || self.allow_ingress.iter().any(|net| net.contains(&ip))
     }
 
-    /// Number of relays known, for `/ready`.
+    /// Number of OR ports known.
     pub fn relays(&self) -> usize {
-        self.view().relay_ips.len()
+        self.view().or_ports.len()
     }
 }
 
@@ -98,7 +103,7 @@ impl Surroundings for Consensus {
 }
 
 /// Addresses of this machine's interfaces.
-fn own_addresses() -> HashSet<IpAddr> {
+pub(crate) fn own_addresses() -> HashSet<IpAddr> {
     let interfaces = match nix::ifaddrs::getifaddrs() {
         Ok(interfaces) => interfaces,
         Err(error) => {

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use eebt_proto::{ExitPolicy, Host, Refusal, Surroundings, Target};
+use eebt_tor::pump;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use eebt_tor::pump;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -28,6 +28,9 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Most addresses of one name that are tried.
 const MAX_ATTEMPTS: usize = 8;
 
+/// How long the last cells of the last stream may take to leave, once it is closed.
+const LAST_CELLS: Duration = Duration::from_secs(2);
+
 /// The egress engine of one exit bridge, shared by all its ingresses.
 pub struct Egress {
     policy: ExitPolicy,
@@ -36,6 +39,8 @@ pub struct Egress {
     source: Option<IpAddr>,
     limits: Limits,
     open: Arc<Semaphore>,
+    connects: Semaphore,
+    bytes: Mutex<TokenBucket>,
     draining: AtomicBool,
     status: Arc<Status>,
 }
@@ -63,6 +68,9 @@ pub enum EgressError {
     /// No connection in time.
     #[error("no connection in time")]
     Timeout,
+    /// Too many connects are going on.
+    #[error("too many connects at once")]
+    Busy,
     /// No address could be connected to; this is what the last one said.
     #[error("cannot connect: {}", .0.kind())]
     Connect(io::Error),
@@ -71,18 +79,19 @@ pub enum EgressError {
 impl EgressError {
     /// Does this count as a failed connect? What a port scan leaves behind.
     pub(crate) fn is_failed_connect(&self) -> bool {
-        !matches!(self, Self::Resolve(ResolveError::Transient))
+        !matches!(self, Self::Resolve(ResolveError::Transient) | Self::Busy)
     }
 
     /// Would trying again help?
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::Timeout | Self::Resolve(ResolveError::Transient))
+        matches!(self, Self::Timeout | Self::Busy | Self::Resolve(ResolveError::Transient))
     }
 
     /// How it is counted.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
             Self::Refused(_) => Outcome::Refused,
+            Self::Busy => Outcome::OverLimit,
             _ => Outcome::Failed,
         }
     }
@@ -98,8 +107,18 @@ impl Egress {
         limits: Limits,
         status: Arc<Status>,
     ) -> Self {
-        let open = Arc::new(Semaphore::new(limits.streams as usize));
-        Self { policy, around, resolver, source, limits, open, draining: AtomicBool::new(false), status }
+        Self {
+            policy,
+            around,
+            resolver,
+            source,
+            open: Arc::new(Semaphore::new(limits.streams as usize)),
+            connects: Semaphore::new(limits.connects as usize),
+            bytes: Mutex::new(TokenBucket::new(limits.total_bytes, Instant::now())),
+            limits,
+            draining: AtomicBool::new(false),
+            status,
+        }
     }
 
     /// The bounds.
@@ -120,8 +139,13 @@ impl Egress {
     /// Takes no new stream from now on, and waits for the open ones, no longer than `deadline`.
     pub async fn drain(&self, deadline: Duration) {
         self.draining.store(true, Ordering::Relaxed);
+        let start = Instant::now();
+        let idle = self.open.available_permits() == self.limits.streams as usize;
         let all_closed = self.open.acquire_many(self.limits.streams);
-        let _closed_or_late = timeout(deadline, all_closed).await;
+        if timeout(deadline, all_closed).await.is_ok() && !idle {
+            // Their last cells may still wait for room in a congestion window.
+            tokio::time::sleep(LAST_CELLS.min(deadline.saturating_sub(start.elapsed()))).await;
+        }
     }
 
     /// Is it past taking new streams?
@@ -135,6 +159,7 @@ impl Egress {
     /// See [`EgressError`].
     pub async fn connect(&self, target: &Target, families: Families) -> Result<TcpStream, EgressError> {
         self.policy.check_port(target.port).map_err(EgressError::Refused)?;
+        let _place = self.connects.try_acquire().map_err(|_| EgressError::Busy)?;
         let attempt = async {
             let ips = match &target.host {
                 Host::Ip(ip) => vec![*ip],
@@ -152,13 +177,12 @@ impl Egress {
         for ip in ips {
             let addr = SocketAddr::new(ip.to_canonical(), port);
             let wanted = if addr.is_ipv4() { families.v4 } else { families.v6 };
-            if !wanted || self.source.is_some_and(|source| source.is_ipv4() != addr.is_ipv4()) {
-                continue;
-            }
+            let possible = self.source.is_none_or(|source| source.is_ipv4() == addr.is_ipv4());
             match self.policy.check(addr, &*self.around) {
+                Err(why) => refusal = Some(why),
+                Ok(()) if !(wanted && possible) => {}
                 Ok(()) if addr.is_ipv6() == families.prefer_v6 => first.push(addr),
                 Ok(()) => second.push(addr),
-                Err(why) => refusal = Some(why),
             }
         }
         let mut ordered = Vec::with_capacity(first.len() + second.len());
@@ -245,7 +269,10 @@ impl Egress {
         let spend = |n: usize| {
             idle.touch();
             #[allow(clippy::cast_precision_loss)]
-            budget.lock().unwrap_or_else(PoisonError::into_inner).spend(n as f64, Instant::now())
+            let spend = |bucket: &Mutex<TokenBucket>| {
+                bucket.lock().unwrap_or_else(PoisonError::into_inner).spend(n as f64, Instant::now())
+            };
+            spend(budget).max(spend(&self.bytes))
         };
         let up = pump(&mut tor_read, &mut tcp_write, |n| {
             self.status.add_up(n as u64);
@@ -255,8 +282,14 @@ impl Egress {
             self.status.add_down(n as u64);
             spend(n)
         });
+        // When the origin takes no more, what it said before that still has to go down.
+        let up = async {
+            if up.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
-            _ = up => {}
+            () = up => {}
             _ = down => {}
             () = idle.over() => {}
         }

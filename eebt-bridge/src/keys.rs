@@ -171,7 +171,8 @@ impl BridgeKeys {
         let signing_cert = gen_signing_cert(&self.identity, &signing, valid_until).map_err(certificate)?;
         let tls_cert = gen_tls_cert(&signing, *tls.link_cert_sha256(), valid_until).map_err(certificate)?;
         let link_cert = gen_link_cert(&signing, &link, valid_until).map_err(certificate)?;
-        let rsa_cert = tor_cert::x509::create_legacy_rsa_id_cert(&mut rng, now, &issuer, rsa).map_err(certificate)?;
+        let rsa_cert =
+            tor_cert::x509::create_legacy_rsa_id_cert(&mut rng, now, &issuer, rsa).map_err(certificate)?;
         let rsa_crosscert = tor_cert::rsa::EncodedRsaCrosscert::encode_and_sign(rsa, &ed25519, valid_until)
             .map_err(certificate)?;
 
@@ -194,7 +195,8 @@ fn open(dir: &Path) -> Result<KeyMgr, KeysError> {
         .controlled_by_env_var("FS_MISTRUST_DISABLE_PERMISSIONS_CHECKS")
         .build()
         .map_err(|e| store_error(dir, e))?;
-    let store = ArtiNativeKeystore::from_path_and_mistrust(dir, &mistrust).map_err(|e| store_error(dir, e))?;
+    let store =
+        ArtiNativeKeystore::from_path_and_mistrust(dir, &mistrust).map_err(|e| store_error(dir, e))?;
     KeyMgrBuilder::default().primary_store(Box::new(store)).build().map_err(|e| store_error(dir, e))
 }
 

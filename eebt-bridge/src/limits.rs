@@ -26,10 +26,16 @@ pub struct Limits {
     pub bytes: Rate,
     /// Streams open at once in all.
     pub streams: u32,
+    /// Connects to targets going on at once.
+    pub connects: u32,
+    /// Bytes of all circuits, both ways: steady rate a second, and burst.
+    pub total_bytes: Rate,
     /// Channels open at once.
     pub channels: u32,
     /// Channel handshakes going on at once.
     pub handshakes: u32,
+    /// Channel handshakes going on at once from one address.
+    pub handshakes_per_address: u32,
     /// Time a channel handshake may take.
     #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
@@ -52,9 +58,12 @@ impl Default for Limits {
             failed_connects: Rate { per_second: 0.5, burst: 50.0 },
             bytes: Rate { per_second: 25e6, burst: 250e6 },
             streams: 8192,
+            connects: 512,
+            total_bytes: Rate { per_second: 125e6, burst: 1250e6 },
             channels: 4096,
             handshakes: 64,
-            handshake_timeout: Duration::from_secs(20),
+            handshakes_per_address: 8,
+            handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(20),
             idle_timeout: Duration::from_secs(15 * 60),
             memory_mib: 256,
@@ -78,14 +87,16 @@ impl Limits {
             ("limits.streams", self.streams > 0),
             ("limits.channels", self.channels > 0),
             ("limits.handshakes", self.handshakes > 0),
+            ("limits.handshakes_per_address", self.handshakes_per_address > 0),
+            ("limits.connects", self.connects > 0),
+            ("limits.total_bytes", rate_ok(&self.total_bytes) && self.total_bytes.burst >= 65536.0),
             ("limits.handshake_timeout", !self.handshake_timeout.is_zero()),
             ("limits.connect_timeout", !self.connect_timeout.is_zero()),
             ("limits.idle_timeout", !self.idle_timeout.is_zero()),
             ("limits.memory_mib", self.memory_mib >= 16),
         ] {
             if !ok {
-                let problem =
-                    "too small to serve anyone (rates above 0, bursts of at least 1; bytes.burst at least 65536; memory_mib at least 16)";
+                let problem = "too small to serve anyone (rates above 0, bursts of at least 1; bytes.burst at least 65536; memory_mib at least 16)";
                 return Err(ConfigError::Field { field, problem: problem.to_owned() });
             }
         }

@@ -79,6 +79,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
+    raise_file_limit();
     let _pid_file = config.pid_file.clone().map(PidFile::write).transpose()?;
     let runtime = eebt_tor::create_runtime().context("cannot start the async runtime")?;
     let bridge = ExitBridge::new(config)?;
@@ -88,6 +89,16 @@ fn serve(config: Config) -> anyhow::Result<()> {
         bridge.run(runtime, shutdown, print).await?;
         Ok(())
     })
+}
+
+/// Each stream takes a file descriptor, and the usual soft limit of 1024 is for programs of old.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// The one place that writes to stdout: data, a bridge line.

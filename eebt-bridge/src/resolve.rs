@@ -4,11 +4,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig,
 };
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::{TokioResolver};
 
 /// Looks names up.
 pub struct Resolver(TokioResolver);
@@ -81,7 +81,11 @@ impl Resolver {
             hickory_resolver::proto::rr::RData::PTR(name) => Some(name.0.to_ascii()),
             _ => None,
         });
-        name.map(|n| n.trim_end_matches('.').to_owned()).ok_or(ResolveError::NotFound)
+        // Whoever owns the address chose the name: it must be one, and fit into a cell.
+        match name.as_deref().map(str::parse) {
+            Some(Ok(eebt_proto::Host::Name(name))) => Ok(name),
+            _ => Err(ResolveError::NotFound),
+        }
     }
 }
 

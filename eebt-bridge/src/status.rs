@@ -105,7 +105,9 @@ impl Status {
             text.push_str(&format!("eebt_bridge_bytes_total{{direction=\"{name}\"}} {n}\n"));
         }
         let n = rounded(&self.channels_refused, STREAMS_STEP);
-        text.push_str(&format!("# TYPE eebt_bridge_channels_refused_total counter\neebt_bridge_channels_refused_total {n}\n"));
+        text.push_str(&format!(
+            "# TYPE eebt_bridge_channels_refused_total counter\neebt_bridge_channels_refused_total {n}\n"
+        ));
         let ready = u8::from(*self.phase.borrow() == Phase::Serving);
         text.push_str(&format!("# TYPE eebt_bridge_ready gauge\neebt_bridge_ready {ready}\n"));
         text

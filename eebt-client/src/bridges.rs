@@ -47,7 +47,7 @@ pub struct Now {
 
 impl Now {
     /// By this machine's clocks.
-    pub fn now() -> Self {
+    pub fn read() -> Self {
         Self { instant: Instant::now(), wall: SystemTime::now() }
     }
 }
@@ -94,12 +94,16 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
     /// The exit bridge for a stream of `group` to `port`: the one that the group has, while it
     /// lives; else one at random among those that work; else the one whose pause ends first.
     /// Those in `not` were tried already. `None` when there is none left.
+    ///
+    /// The choice is kept at once, so that many first streams of a group get the same one. A choice
+    /// that had to leave out the group's own (its port is closed there, or it was tried) is not kept.
     pub fn choose(&mut self, group: &G, port: u16, not: &[BridgeId], now: Now) -> Option<BridgeId> {
-        let fits = |k: &&Known| {
-            !not.contains(&k.id) && !k.line.is_expired(now.wall) && k.line.ports.contains(port)
-        };
+        let fits =
+            |k: &&Known| !not.contains(&k.id) && !k.line.is_expired(now.wall) && k.line.ports.contains(port);
         let rested = |k: &Known| k.paused_until.is_none_or(|until| until <= now.instant);
         let kept = self.kept.get(group).map(|(id, _)| *id);
+        let own = kept.and_then(|id| self.known.iter().find(|k| k.id == id));
+        let replace = own.is_none_or(|k| k.line.is_expired(now.wall) || !rested(k));
         let chosen = self
             .known
             .iter()
@@ -108,11 +112,13 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
             .or_else(|| self.known.iter().filter(fits).filter(|k| rested(k)).choose(&mut rand::rng()))
             .or_else(|| self.known.iter().filter(fits).min_by_key(|k| k.paused_until))?
             .id;
+        if replace || kept == Some(chosen) {
+            self.keep(group, chosen, now);
+        }
         Some(chosen)
     }
 
-    /// `group` is served by `id` from now on.
-    pub fn keep(&mut self, group: &G, id: BridgeId, now: Now) {
+    fn keep(&mut self, group: &G, id: BridgeId, now: Now) {
         if self.kept.len() >= MAX_GROUPS && !self.kept.contains_key(group) {
             let oldest = self.kept.iter().min_by_key(|(_, (_, used))| *used).map(|(g, _)| g.clone());
             oldest.map(|g| self.kept.remove(&g));
@@ -157,7 +163,7 @@ mod tests {
     fn bridges(n: u8) -> (Bridges<&'static str>, Now) {
         let mut bridges = Bridges::default();
         bridges.replace((1..=n).map(|i| line(i, "web", None)));
-        (bridges, Now::now())
+        (bridges, Now::read())
     }
 
     fn later(now: Now, secs: u64) -> Now {
@@ -169,7 +175,6 @@ mod tests {
     fn a_group_keeps_its_exit_bridge_while_it_lives() {
         let (mut bridges, now) = bridges(10);
         let first = bridges.choose(&"a", 443, &[], now).unwrap();
-        bridges.keep(&"a", first, now);
         for _ in 0..50 {
             assert!(bridges.choose(&"a", 443, &[], now) == Some(first));
         }
@@ -180,10 +185,23 @@ mod tests {
 
     #[test]
     fn groups_are_spread() {
-        let (mut bridges, now) = bridges(5);
+        let mut bridges = Bridges::<u32>::default();
+        bridges.replace((1..=5).map(|i| line(i, "web", None)));
+        let now = Now::read();
         let seen: std::collections::HashSet<_> =
-            (0..200).filter_map(|_| bridges.choose(&"new", 443, &[], now)).collect();
+            (0..200).filter_map(|group| bridges.choose(&group, 443, &[], now)).collect();
         assert_eq!(seen.len(), 5);
+    }
+
+    #[test]
+    fn another_port_does_not_move_a_group() {
+        let now = Now::read();
+        let mut bridges = Bridges::<&str>::default();
+        bridges.replace([line(1, "443", None), line(2, "22", None)]);
+        let own = bridges.choose(&"a", 443, &[], now).unwrap();
+        assert!(bridges.choose(&"a", 22, &[], now).unwrap() != own);
+        assert!(bridges.choose(&"a", 443, &[own], now).is_none());
+        assert!(bridges.choose(&"a", 443, &[], now) == Some(own));
     }
 
     #[test]
@@ -203,7 +221,7 @@ mod tests {
 
     #[test]
     fn expiry_and_ports_are_minded() {
-        let now = Now::now();
+        let now = Now::read();
         let mut bridges = Bridges::<&str>::default();
         bridges.replace([
             line(1, "80", None),

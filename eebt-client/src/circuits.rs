@@ -5,6 +5,7 @@
 //! does not wait for one.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,7 +32,11 @@ use crate::config::PathKind;
 const MAX_DIRTINESS: Duration = Duration::from_secs(600);
 
 /// How long extending to the exit bridge may take; Arti has no limit of its own there.
-const EXTEND_TIMEOUT: Duration = Duration::from_secs(15);
+const EXTEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many paths are tried to one exit bridge before it is called unreachable: any middle may be
+/// down, or its address may not be the one that it publishes.
+const MAX_PATHS: usize = 3;
 
 /// A circuit that ends at an exit bridge.
 #[derive(Clone)]
@@ -66,7 +71,13 @@ pub struct Circuits<G> {
     path: PathKind,
     subnets: SubnetConfig,
     slots: Mutex<HashMap<(BridgeId, G), Slot>>,
-    spares: Mutex<HashMap<BridgeId, Circuit>>,
+    spares: Mutex<HashMap<BridgeId, Spare>>,
+}
+
+/// A circuit that is ready for whichever group comes next, or about to be.
+enum Spare {
+    Building,
+    Ready(Circuit),
 }
 
 /// The circuit of one group to one exit bridge; locked while it is built, so that many streams at
@@ -95,8 +106,7 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
             return Ok(circuit.clone());
         }
         self.forget_unusable();
-        let spare = lock(&self.spares).remove(&id).filter(Circuit::is_usable);
-        let circuit = match spare {
+        let circuit = match self.take_spare(id) {
             // Its ten minutes begin with its first use.
             Some(spare) => Circuit { since: Instant::now(), ..spare },
             None => self.build(line).await?,
@@ -106,28 +116,54 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
         Ok(circuit)
     }
 
-    /// Builds a circuit for whichever group needs one next.
+    fn take_spare(&self, id: BridgeId) -> Option<Circuit> {
+        let mut spares = lock(&self.spares);
+        match spares.remove(&id)? {
+            Spare::Ready(circuit) => Some(circuit).filter(Circuit::is_usable),
+            building @ Spare::Building => {
+                spares.insert(id, building);
+                None
+            }
+        }
+    }
+
+    /// Builds a circuit for whichever group needs one next, if there is none and none is being built.
     fn build_spare(self: &Arc<Self>, id: BridgeId, line: BridgeLine) {
+        match lock(&self.spares).entry(id) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(vacant) => vacant.insert(Spare::Building),
+        };
         let this = Arc::clone(self);
         let build = async move {
-            match this.build(&line).await {
+            let built = this.try_path(&line).await;
+            let mut spares = lock(&this.spares);
+            match built {
                 Ok(circuit) => {
-                    lock(&this.spares).insert(id, circuit);
+                    spares.insert(id, Spare::Ready(circuit));
                 }
-                Err(error) => tracing::debug!(%error, "no spare circuit"),
+                Err(error) => {
+                    spares.remove(&id);
+                    tracing::debug!(%error, "no spare circuit");
+                }
             }
         };
         // Without a spare the next group waits, no more.
-        let _spawned = self.tor.runtime().spawn(build);
+        if self.tor.runtime().spawn(build).is_err() {
+            lock(&self.spares).remove(&id);
+        }
     }
 
-    /// Drops circuits that are closed or too old. Streams on them go on.
+    /// Drops circuits that are closed or too old, and their slots. Streams on them go on. A slot that
+    /// somebody else holds is in use, whatever is in it.
     fn forget_unusable(&self) {
-        lock(&self.slots).retain(|_, slot| match slot.try_lock() {
-            Ok(circuit) => circuit.as_ref().is_none_or(Circuit::is_usable),
-            Err(_) => true,
+        lock(&self.slots).retain(|_, slot| {
+            Arc::strong_count(slot) > 1
+                || slot.try_lock().is_ok_and(|c| c.as_ref().is_some_and(Circuit::is_usable))
         });
-        lock(&self.spares).retain(|_, circuit| circuit.is_usable());
+        lock(&self.spares).retain(|_, spare| match spare {
+            Spare::Building => true,
+            Spare::Ready(circuit) => circuit.is_usable(),
+        });
     }
 
     /// No new stream uses this circuit from now on.
@@ -139,10 +175,24 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
                 *slot = None;
             }
         }
-        lock(&self.spares).remove(&id);
+        self.take_spare(id);
     }
 
+    /// A circuit by one path or another.
     async fn build(&self, line: &BridgeLine) -> Result<Circuit, CircuitError> {
+        let mut tried = 1;
+        loop {
+            match self.try_path(line).await {
+                Err(error) if tried < MAX_PATHS => {
+                    tracing::debug!(%error, "no circuit by this path; another one is tried");
+                    tried += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn try_path(&self, line: &BridgeLine) -> Result<Circuit, CircuitError> {
         let netdir = self.tor.dirmgr().map_err(tor_error)?.timely_netdir().map_err(tor_error)?;
         let params = exit_circparams_from_netparams(netdir.params()).map_err(tor_error)?;
         let target = circ_target(line)?;
@@ -154,7 +204,8 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
                     let tunnel = circmgr.builder().build(&path, &params, usage).await.map_err(tor_error)?;
                     Tunnel::Standard(ClientDataTunnel::from(tunnel))
                 }
-                // The guard is a Tor bridge, which no public path names: let Arti choose the path.
+                // The guard is a Tor bridge, which no public path names, or there are no Tor exits to
+                // learn it from: let Arti choose a path, though it is one relay longer.
                 None => self.stem(&netdir).await?,
             },
             PathKind::Vanguards => self.stem(&netdir).await?,
@@ -189,8 +240,14 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
         let circmgr = self.tor.circmgr().map_err(tor_error)?;
         let any_exit = circmgr
             .get_or_launch_exit(netdir.into(), &[TargetPort::ipv4(443)], StreamIsolation::no_isolation())
-            .await
-            .map_err(tor_error)?;
+            .await;
+        let any_exit = match any_exit {
+            Ok(tunnel) => tunnel,
+            Err(error) => {
+                tracing::debug!(error = %error.report(), "no plain circuit to learn the guard from");
+                return Ok(None);
+            }
+        };
         let guard = any_exit.as_ref().first_hop().map_err(tor_error)?;
         let Some(guard) = netdir.by_ids(&guard) else { return Ok(None) };
         let middle = self.middle(netdir, &guard, target)?;
@@ -211,6 +268,12 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
             netdir.params().into(),
         );
         not.extend(&RelayExclusion::exclude_channel_target_family(&config, target, netdir));
+        // No exit: anybody can come from an exit's address, so exit bridges do not listen to them.
+        let exits = netdir
+            .relays()
+            .filter(|r| r.low_level_details().policies_allow_some_port())
+            .map(|r| (*r.rsa_id()).into());
+        not.extend(&RelayExclusion::exclude_identities(exits.collect()));
         let selector = RelaySelector::new(RelayUsage::middle_relay(None), not);
         let (middle, _info) = selector.select_relay(&mut rand::rng(), netdir);
         middle.ok_or_else(|| CircuitError::Tor("no relay can be the middle".to_owned()))

@@ -98,7 +98,7 @@ impl Client {
 
         let mut bridges = Bridges::default();
         bridges.replace(config.bridges.iter().chain(&from_file).cloned());
-        tracing::info!(exit_bridges = bridges.alive(Now::now()), "connected to the Tor network");
+        tracing::info!(exit_bridges = bridges.alive(Now::read()), "connected to the Tor network");
         let circuits = Arc::new(Circuits::new(Arc::clone(&tor), config.path, subnets));
         let connector = Arc::new(Connector::new(tor, circuits, bridges, &config));
 
@@ -144,15 +144,15 @@ async fn follow_bridge_file(config: &Config, connector: &Connector) {
         for line in parse_bridge_lines(&text, &path.display().to_string()) {
             match line {
                 Ok(line) => lines.push(line),
-                Err(error) => tracing::warn!(
-                    error = std::error::Error::source(&error),
-                    "{error}: this line is left out"
-                ),
+                Err(ConfigError::Line { origin, source }) => {
+                    tracing::warn!(wrong = source.field(), "{origin}: not a bridge line; left out");
+                }
+                Err(error) => tracing::warn!(%error, "a line is left out"),
             }
         }
         let mut bridges = connector.bridges();
         bridges.replace(lines);
-        tracing::info!(exit_bridges = bridges.alive(Now::now()), "bridge_file read again");
+        tracing::info!(exit_bridges = bridges.alive(Now::read()), "bridge_file read again");
     }
 }
 

@@ -128,9 +128,10 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Read`], [`ConfigError::Parse`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-        toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        toml::from_str(&text)
+            .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
     }
 
     /// Refuses what can't work, so that nothing fails after the start.
@@ -187,7 +188,8 @@ pub fn parse_bridge_lines(text: &str, origin: &str) -> Vec<Result<BridgeLine, Co
         .map(|(i, line)| (i + 1, line.trim()))
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
         .map(|(number, line)| {
-            line.parse().map_err(|source| ConfigError::Line { origin: format!("{origin}, line {number}"), source })
+            line.parse()
+                .map_err(|source| ConfigError::Line { origin: format!("{origin}, line {number}"), source })
         })
         .collect()
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arti_client::isolation::IsolationHelper;
 use arti_client::{StreamPrefs, TorClient};
+use eebt_proto::special_use::special_use;
 use eebt_tor::TorRuntime;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -19,7 +20,7 @@ use crate::circuits::{Circuit, CircuitError, Circuits};
 use crate::route::{Mode, Route, Rule, route};
 
 /// How long one exit bridge may keep us waiting before another one is tried beside it.
-const PATIENCE: Duration = Duration::from_millis(2500);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Most tries for one stream.
 const MAX_TRIES: usize = 4;
@@ -83,8 +84,8 @@ pub enum ConnectError {
     /// Plain Tor did not work.
     #[error("Tor cannot be used: {0}")]
     Tor(String),
-    /// Names can't be looked up on a path with vanguards (Arti has no way to).
-    #[error("names cannot be looked up by themselves with path = \"vanguards\"")]
+    /// Arti has no way to look names up on such a path (with vanguards, or from a Tor bridge).
+    #[error("names cannot be looked up by themselves on a path with vanguards or a Tor bridge")]
     NoLookUp,
     /// It took too long.
     #[error("no stream in time")]
@@ -127,6 +128,7 @@ pub struct Connector {
     rules: Vec<Rule>,
     optimistic: bool,
     timeout: Duration,
+    test_network: bool,
 }
 
 /// An open stream.
@@ -153,6 +155,7 @@ impl Connector {
             rules: config.rules.clone(),
             optimistic: config.optimistic,
             timeout: config.connect_timeout,
+            test_network: config.network.is_some(),
         }
     }
 
@@ -198,7 +201,14 @@ impl Connector {
                 Route::ExitBridge => {
                     let target = eebt_proto::Target::new(host, 443).map_err(|_| ConnectError::BadTarget)?;
                     let names = Resolve(host_text(&target.host));
-                    self.on_exit_bridge(group, 443, &names).await?.0.ok_or(ConnectError::NoLookUp)
+                    let mut ips =
+                        self.on_exit_bridge(group, 443, &names).await?.0.ok_or(ConnectError::NoLookUp)?;
+                    // An exit bridge that lies must not lead a program to this machine or its network.
+                    ips.retain(|ip| self.test_network || special_use(*ip).is_none());
+                    if ips.is_empty() {
+                        return Err(ConnectError::Target(TargetFailure::Unreachable));
+                    }
+                    Ok(ips)
                 }
             }
         };
@@ -223,11 +233,26 @@ impl Connector {
         tokio::time::timeout(self.timeout, look_up).await.unwrap_or(Err(ConnectError::Timeout))
     }
 
-    /// A stream turned out to be dead before it was connected: no other one uses its circuit, and
-    /// its exit bridge is left alone for a while.
-    pub async fn note_dead(&self, group: &Group, id: BridgeId, circuit: &Circuit) {
+    /// A stream got an answer: its exit bridge works.
+    pub fn note_answer(&self, id: BridgeId) {
+        self.bridges().note_success(id);
+    }
+
+    /// A stream got no answer for so long that its circuit must be dead: no other one uses that. The
+    /// exit bridge is not blamed, or a web site that answers nobody could walk its visitors from one
+    /// exit bridge to the next; if it is dead indeed, the next circuit will tell.
+    pub async fn note_silence(&self, group: &Group, id: BridgeId, circuit: &Circuit) {
         self.circuits.retire(id, group, circuit).await;
-        self.bridges().note_failure(id, Now::now());
+    }
+
+    /// An exit bridge ended an optimistic stream before it was connected. When that was for reasons
+    /// of its own, it is left alone for a while.
+    pub fn note_end(&self, id: BridgeId, error: &std::io::Error) {
+        let inner = error.get_ref().and_then(|e| e.downcast_ref::<tor_proto::Error>());
+        if let Some(tor_proto::Error::EndReceived(EndReason::HIBERNATING | EndReason::RESOURCELIMIT)) = inner
+        {
+            self.bridges().note_failure(id, Now::read());
+        }
     }
 
     fn prefs(&self, group: &Group) -> StreamPrefs {
@@ -249,7 +274,7 @@ impl Connector {
         question: &Q,
     ) -> Result<(Q::Answer, BridgeId, Circuit), ConnectError> {
         let mut not = Vec::new();
-        let mut last = None;
+        let (mut last, mut closed) = (None, None);
         for _ in 0..MAX_TRIES {
             let (id, circuit) = match self.circuit(group, port, &mut not).await {
                 Ok(found) => found,
@@ -259,23 +284,29 @@ impl Connector {
             match question.ask(&circuit).await {
                 Ok(answer) => {
                     tracing::debug!(circuit = circuit.log_name(), exit_bridge = ordinal, "stream opened");
-                    let mut bridges = self.bridges();
-                    bridges.note_success(id);
-                    bridges.keep(group, id, Now::now());
-                    drop(bridges);
                     return Ok((answer, id, circuit));
                 }
                 Err(error) => match judge(&error) {
                     Verdict::Target(failure) => return Err(ConnectError::Target(failure)),
                     Verdict::ThisBridge(failure) => {
-                        tracing::debug!(exit_bridge = ordinal, "the exit bridge declines; another one is asked");
+                        tracing::debug!(
+                            exit_bridge = ordinal,
+                            "the exit bridge declines; another one is asked"
+                        );
                         last = Some(ConnectError::Target(failure));
                         not.push(id);
                     }
                     Verdict::Circuit => {
-                        tracing::debug!(exit_bridge = ordinal, "the circuit is gone; a new one is built");
+                        tracing::debug!(exit_bridge = ordinal, "the circuit is gone");
                         last = Some(ConnectError::ExitBridges("the circuit was closed".to_owned()));
                         self.circuits.retire(id, group, &circuit).await;
+                        // Once may be anybody's fault. An exit bridge that closes every circuit would
+                        // have us build one after the other, and watch for our guard.
+                        if closed == Some(id) {
+                            self.bridges().note_failure(id, Now::read());
+                            not.push(id);
+                        }
+                        closed = Some(id);
                     }
                 },
             }
@@ -297,7 +328,7 @@ impl Connector {
         loop {
             let next = {
                 let mut bridges = self.bridges();
-                let id = bridges.choose(group, port, &started, Now::now());
+                let id = bridges.choose(group, port, &started, Now::read());
                 id.and_then(|id| Some((id, bridges.line(id)?.clone())))
             };
             let more = next.is_some();
@@ -318,11 +349,19 @@ impl Connector {
             };
             tokio::select! {
                 done = attempts.next() => match done {
-                    Some((id, Ok(circuit))) => return Ok((id, circuit)),
+                    Some((id, Ok(circuit))) => {
+                        let mut bridges = self.bridges();
+                        bridges.note_success(id);
+                        // Who kept us waiting for longer than the patience is left alone for a while.
+                        for slow in started.iter().take_while(|s| **s != id).filter(|s| !not.contains(s)) {
+                            bridges.note_failure(*slow, Now::read());
+                        }
+                        return Ok((id, circuit));
+                    }
                     Some((id, Err(error))) => {
                         tracing::info!(exit_bridge = self.bridges().ordinal(id), %error, "no circuit");
                         if matches!(error, CircuitError::ExitBridge(_)) {
-                            self.bridges().note_failure(id, Now::now());
+                            self.bridges().note_failure(id, Now::read());
                         }
                         not.push(id);
                         last = Some(ConnectError::ExitBridges(error.to_string()));
@@ -411,9 +450,9 @@ fn judge(error: &tor_circmgr::Error) -> Verdict {
 fn plain_tor(error: &arti_client::Error) -> ConnectError {
     let failure = match error.kind() {
         ErrorKind::RemoteConnectionRefused => TargetFailure::Refused,
-        ErrorKind::RemoteHostNotFound | ErrorKind::RemoteHostResolutionFailed | ErrorKind::RemoteNetworkFailed => {
-            TargetFailure::Unreachable
-        }
+        ErrorKind::RemoteHostNotFound
+        | ErrorKind::RemoteHostResolutionFailed
+        | ErrorKind::RemoteNetworkFailed => TargetFailure::Unreachable,
         ErrorKind::ExitTimeout | ErrorKind::RemoteNetworkTimeout => TargetFailure::TimedOut,
         ErrorKind::ExitPolicyRejected => TargetFailure::Forbidden,
         ErrorKind::RemoteStreamClosed | ErrorKind::RemoteStreamReset | ErrorKind::RemoteStreamError => {

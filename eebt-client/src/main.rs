@@ -118,7 +118,9 @@ fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<()> {
 fn hint(error: &anyhow::Error) -> Option<&'static str> {
     let config = match error.downcast_ref::<RunError>() {
         Some(RunError::Listen { .. }) => {
-            return Some("is another program there, Tor Browser perhaps? --listen 127.0.0.1:9250 takes another port");
+            return Some(
+                "is another program there, Tor Browser perhaps? --listen 127.0.0.1:9250 takes another port",
+            );
         }
         Some(RunError::Tor(_)) => return Some("is the Internet reachable, and the clock right?"),
         Some(RunError::Config(config)) => Some(config),

@@ -68,7 +68,7 @@ impl FromStr for Rule {
             "tor" => Route::Tor,
             other => return Err(RuleError::Way(other.to_owned())),
         };
-        let pattern = pattern.trim().trim_end_matches('.').to_ascii_lowercase();
+        let pattern = normal(pattern.trim());
         let host = pattern.strip_prefix("*.").unwrap_or(&pattern);
         let ok = !host.is_empty() && !host.contains(['*', '/', ' ', '@']) && !host.starts_with('.');
         let pattern = match pattern.as_str() {
@@ -105,11 +105,19 @@ impl Rule {
     }
 }
 
+/// One spelling for each host: lower case, no final dot, addresses in their canonical form.
+fn normal(host: &str) -> String {
+    match host.parse::<std::net::IpAddr>() {
+        Ok(ip) => ip.to_canonical().to_string(),
+        Err(_) => host.trim_end_matches('.').to_ascii_lowercase(),
+    }
+}
+
 /// The way for `host`, a name or an address as the program gave it. The first rule that matches wins.
 ///
 /// Onion services are always reached as such: an exit bridge can't, and must not learn of it.
 pub fn route(mode: Mode, rules: &[Rule], host: &str) -> Route {
-    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let host = normal(host);
     if host == "onion" || host.ends_with(".onion") {
         return Route::Tor;
     }
@@ -138,6 +146,10 @@ mod tests {
         assert_eq!(way("notexample.com"), Route::Tor);
         assert_eq!(way("198.51.100.7"), Route::ExitBridge);
         assert_eq!(way("example.org"), Route::Tor);
+        assert_eq!(
+            route(Mode::Rules, &self::rules(&["2001:db8::1=exit-bridge"]), "2001:db8:0::1"),
+            Route::ExitBridge
+        );
     }
 
     #[test]
@@ -157,7 +169,9 @@ mod tests {
 
     #[test]
     fn bad_rules_are_refused() {
-        for bad in ["example.com", "example.com=direct", "=tor", "*.=tor", "a.*.b=tor", "*x=tor", "http://x=tor"] {
+        for bad in
+            ["example.com", "example.com=direct", "=tor", "*.=tor", "a.*.b=tor", "*x=tor", "http://x=tor"]
+        {
             assert!(bad.parse::<Rule>().is_err(), "{bad}");
         }
     }

@@ -106,6 +106,20 @@ fn field(field: &'static str, problem: impl Into<String>) -> LineError {
     LineError::Field { field, problem: problem.into() }
 }
 
+impl LineError {
+    /// Which part of the line is wrong, for a log: nothing of the line itself.
+    pub fn field(&self) -> &str {
+        match self {
+            Self::TooLong | Self::Empty | Self::NotKeyValue(_) => "line",
+            Self::Version(_) => "version",
+            Self::Reach(_) => "reach",
+            Self::Duplicate(_) => "a key given twice",
+            Self::Missing(field) | Self::Field { field, .. } => field,
+            Self::Check => "check",
+        }
+    }
+}
+
 impl BridgeLine {
     /// Has the exit bridge ended at `now`?
     pub fn is_expired(&self, now: SystemTime) -> bool {

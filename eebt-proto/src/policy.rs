@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::ports::PortSet;
-use crate::special_use::special_use;
+use crate::special_use::{reached, special_use};
 
 /// What an exit bridge lets out. Closed by default: web ports, ordinary addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,10 +56,10 @@ impl ExitPolicy {
     /// # Errors
     /// [`Refusal::OwnAddress`], [`Refusal::SpecialUse`].
     pub fn check_ip(&self, ip: IpAddr, around: &(impl Surroundings + ?Sized)) -> Result<(), Refusal> {
-        let ip = ip.to_canonical();
-        if around.is_own(ip) {
+        if around.is_own(reached(ip)) {
             return Err(Refusal::OwnAddress);
         }
+        let ip = ip.to_canonical();
         match special_use(ip) {
             Some(what) if !self.lifted.iter().any(|net| net.contains(&ip)) => Err(Refusal::SpecialUse(what)),
             _ => Ok(()),
@@ -73,7 +73,7 @@ impl ExitPolicy {
     pub fn check(&self, addr: SocketAddr, around: &(impl Surroundings + ?Sized)) -> Result<(), Refusal> {
         self.check_port(addr.port())?;
         self.check_ip(addr.ip(), around)?;
-        if around.is_relay(SocketAddr::new(addr.ip().to_canonical(), addr.port())) {
+        if around.is_relay(SocketAddr::new(reached(addr.ip()), addr.port())) {
             return Err(Refusal::Relay);
         }
         Ok(())
@@ -109,6 +109,8 @@ mod tests {
         assert_eq!(check(&policy, "[::ffff:169.254.169.254]:80"), Err(Refusal::SpecialUse("link-local")));
         assert_eq!(check(&policy, "8.8.4.4:443"), Err(Refusal::OwnAddress));
         assert_eq!(check(&policy, "[::ffff:8.8.4.4]:443"), Err(Refusal::OwnAddress));
+        assert_eq!(check(&policy, "[64:ff9b::8.8.4.4]:443"), Err(Refusal::OwnAddress));
+        assert_eq!(check(&policy, "[64:ff9b::9.9.9.9]:443"), Err(Refusal::Relay));
         assert_eq!(check(&policy, "9.9.9.9:443"), Err(Refusal::Relay));
         assert_eq!(check(&policy, "9.9.9.9:80"), Ok(()));
     }

@@ -70,6 +70,15 @@ fn special_use_v6(ip: Ipv6Addr) -> Option<&'static str> {
         .map(|range| range.2)
 }
 
+/// The address that a connection to `ip` really reaches: the IPv4 address inside a v4-mapped or NAT64
+/// address, `ip` itself otherwise.
+pub fn reached(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V6(v6) => embedded_v4(v6).map_or(ip, IpAddr::V4),
+        IpAddr::V4(_) => ip,
+    }
+}
+
 /// The IPv4 address that a v4-mapped or NAT64 address stands for.
 fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let bits = u128::from(ip);

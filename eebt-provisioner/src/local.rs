@@ -210,7 +210,8 @@ pub fn launch(folder: &Folder, settings: &Settings) -> Result<Child, LocalError>
     let spawn = |source| LocalError::Spawn { program: settings.bridge.clone(), source };
     let mut command = bridge(settings);
     command.args(["run", "--config"]).arg(folder.config()).current_dir("/").process_group(0);
-    command.stdout(log.try_clone().map_err(spawn)?).stderr(log);
+    // What it prints is its bridge line, which belongs in no log.
+    command.stdout(Stdio::null()).stderr(log);
     // From here on the lock belongs to the child as well, and our copy goes with `command`.
     command.stdin(Stdio::from(locks::lock(&folder.lock(), Duration::ZERO)?));
     command.spawn().map_err(spawn)

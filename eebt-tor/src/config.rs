@@ -43,8 +43,8 @@ pub fn tor_client_config(
     let text = |table: &toml::Table| toml::to_string(table).map_err(|e| arti(&e));
     sources.push_source(ConfigurationSource::from_verbatim(text(&base)?), MustRead);
     if let Some(path) = network {
-        let network =
-            std::fs::read_to_string(path).map_err(|source| TorConfigError::Read { path: path.into(), source })?;
+        let network = std::fs::read_to_string(path)
+            .map_err(|source| TorConfigError::Read { path: path.into(), source })?;
         sources.push_source(ConfigurationSource::from_verbatim(network), MustRead);
     }
     sources.push_source(ConfigurationSource::from_verbatim(text(tor)?), MustRead);

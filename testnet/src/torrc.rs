@@ -129,8 +129,16 @@ fn authority(text: &mut String, relay: &Relay<'_>) {
         line(text, "DirPort", format_args!("{}:{port}", relay.address));
     }
     // Flags are given, not earned: a network of seconds has no history.
-    for flag in ["Exit", "Guard", "HSDir"] {
-        line(text, &format!("TestingDirAuthVote{flag}"), "*");
+    // An exit is no guard, as on the real network, where exits are scarce: a client whose guard is one
+    // of two exits has a single exit left. Each role has a /24 of its own (see `Slice::node`).
+    let [a, b, ..] = relay.address.octets();
+    for (flag, relays) in [
+        ("Exit", format!("{a}.{b}.3.0/24")),
+        ("Guard", format!("{a}.{b}.1.0/24,{a}.{b}.2.0/24")),
+        ("HSDir", "*".to_owned()),
+    ] {
+        line(text, &format!("TestingDirAuthVote{flag}"), relays);
+        line(text, &format!("TestingDirAuthVote{flag}IsStrict"), 1);
     }
     line(text, "TestingMinExitFlagThreshold", 0);
     line(text, "AuthDirTestReachability", 0);

@@ -16,14 +16,27 @@ pub fn cases(suite: &mut Suite) {
         let bridge = lab.bridge().run().await?;
         let mut client = lab.client().via(&bridge).set("handshake_timeout", "2s").run().await?;
         let junk: Vec<Vec<u8>> = vec![
-            b"".into(), b"\x05".into(), b"\x05\x00".into(), b"\x05\xff".into(), b"\x05\x01\x55".into(),
-            b"\x05\x01\x00\x05\x01\x00\x09".into(), b"\x05\x01\x00\x05\x02\x00\x01\x7f\x00\x00\x01\x00\x50".into(),
-            b"\x05\x01\x00\x05\x01\x00\x03\x00\x00\x50".into(), b"\x04\x01\x00\x50\x00\x00\x00\x01".into(),
-            b"\x04\x09\x00\x50\x01\x02\x03\x04\x00".into(), vec![0; 4096], vec![0xff; 4096], vec![5; 70_000],
-            b"GET / HTTP/1.1\r\n\r\n".into(), b"CONNECT\r\n\r\n".into(), b"CONNECT x HTTP/1.1\r\n\r\n".into(),
-            b"CONNECT :0 HTTP/1.1\r\n\r\n".into(), b"CONNECT a:99999 HTTP/1.1\r\n\r\n".into(),
+            b"".into(),
+            b"\x05".into(),
+            b"\x05\x00".into(),
+            b"\x05\xff".into(),
+            b"\x05\x01\x55".into(),
+            b"\x05\x01\x00\x05\x01\x00\x09".into(),
+            b"\x05\x01\x00\x05\x02\x00\x01\x7f\x00\x00\x01\x00\x50".into(),
+            b"\x05\x01\x00\x05\x01\x00\x03\x00\x00\x50".into(),
+            b"\x04\x01\x00\x50\x00\x00\x00\x01".into(),
+            b"\x04\x09\x00\x50\x01\x02\x03\x04\x00".into(),
+            vec![0; 4096],
+            vec![0xff; 4096],
+            vec![5; 70_000],
+            b"GET / HTTP/1.1\r\n\r\n".into(),
+            b"CONNECT\r\n\r\n".into(),
+            b"CONNECT x HTTP/1.1\r\n\r\n".into(),
+            b"CONNECT :0 HTTP/1.1\r\n\r\n".into(),
+            b"CONNECT a:99999 HTTP/1.1\r\n\r\n".into(),
             [b"CONNECT ".as_slice(), &[b'a'; 20_000], b":443 HTTP/1.1\r\n\r\n"].concat(),
-            b"CONNECT \xff\xfe:443 HTTP/1.1\r\n\r\n".into(), b"\x16\x03\x01\x00\x05hello".into(),
+            b"CONNECT \xff\xfe:443 HTTP/1.1\r\n\r\n".into(),
+            b"\x16\x03\x01\x00\x05hello".into(),
         ];
         for bytes in &junk {
             let mut stream = TcpStream::connect(client.proxy).await?;

@@ -37,8 +37,23 @@ impl Operator<'_> {
         let range = format!("{a}.{b}.200.0/24");
         let policy = self.lab.ports();
         self.command(&[
-            "up", "--provider", "local", "--count", count, "--lifetime", lifetime, "--network", &net,
-            "--address", &range, "--allow-egress", &origin, "--allow-ingress", "127.0.0.1/32", "--policy", &policy,
+            "up",
+            "--provider",
+            "local",
+            "--count",
+            count,
+            "--lifetime",
+            lifetime,
+            "--network",
+            &net,
+            "--address",
+            &range,
+            "--allow-egress",
+            &origin,
+            "--allow-ingress",
+            "127.0.0.1/32",
+            "--policy",
+            &policy,
         ])
     }
 }
@@ -49,7 +64,10 @@ pub fn cases(suite: &mut Suite) {
         let out = operator.up("3", "1h").output().await?;
         ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         let stdout = String::from_utf8(out.stdout)?;
-        let lines = stdout.lines().map(|l| Ok(l.parse()?)).collect::<anyhow::Result<Vec<eebt_proto::BridgeLine>>>()?;
+        let lines = stdout
+            .lines()
+            .map(|l| Ok(l.parse()?))
+            .collect::<anyhow::Result<Vec<eebt_proto::BridgeLine>>>()?;
         ensure!(lines.len() == 3, "{stdout}");
 
         let client = lines.iter().fold(lab.client(), |c, line| c.via_line(line)).run().await?;
@@ -67,7 +85,11 @@ pub fn cases(suite: &mut Suite) {
     suite.case("eebt killed at any moment: the next run shows the truth", async |lab| {
         let operator = Operator { lab, state: lab.folder("eebt") };
         for delay in [50, 150, 300, 500, 800, 1200] {
-            let mut up = operator.up("2", "1h").stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
+            let mut up = operator
+                .up("2", "1h")
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null())
+                .spawn()?;
             tokio::time::sleep(Duration::from_millis(delay)).await;
             up.kill().await?;
         }

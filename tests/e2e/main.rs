@@ -56,8 +56,7 @@ fn main() {
     // One at a time: times are measured, and the machine may be small.
     args.test_threads.get_or_insert(1);
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    let mut suite =
-        Suite { lab: Arc::default(), runtime: runtime.handle().clone(), cases: Vec::new() };
+    let mut suite = Suite { lab: Arc::default(), runtime: runtime.handle().clone(), cases: Vec::new() };
     page::cases(&mut suite);
     bulk::cases(&mut suite);
     refusals::cases(&mut suite);
@@ -69,7 +68,10 @@ fn main() {
 
     let conclusion = libtest_mimic::run(&args, suite.cases);
     if let Some(lab) = Arc::into_inner(suite.lab).and_then(tokio::sync::OnceCell::into_inner) {
-        runtime.block_on(lab.shutdown()).expect("the network goes down");
+        let kept = runtime.block_on(lab.shutdown(conclusion.has_failed())).expect("the network goes down");
+        if let Some(dir) = kept {
+            eprintln!("logs of all programs are in {}", dir.display());
+        }
     }
     conclusion.exit();
 }

@@ -2,6 +2,8 @@
 
 use anyhow::ensure;
 use tests::{Dns, Fetched};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_socks::tcp::Socks5Stream;
 
 use crate::Suite;
 
@@ -47,11 +49,32 @@ pub fn cases(suite: &mut Suite) {
         ensure!(dns.asked("site.example.net") == 1);
 
         let ask = async |name: &str| -> anyhow::Result<String> {
-            let out = tokio::process::Command::new("tor-resolve").args([name, &client.proxy.to_string()]).output();
+            let out =
+                tokio::process::Command::new("tor-resolve").args([name, &client.proxy.to_string()]).output();
             Ok(String::from_utf8_lossy(&out.await?.stdout).trim().to_owned())
         };
         ensure!(ask("site.example.net").await? == origin.addr().ip().to_string());
         ensure!(ask("nowhere.example.net").await?.is_empty());
+        Ok(())
+    });
+
+    suite.case("a body that ends with its connection arrives whole, and half of one does not", async |lab| {
+        let bridge = lab.bridge().run().await?;
+        let client = lab.client().via(&bridge).run().await?;
+        let through =
+            async |origin: &testnet::Origin, request: &[u8]| -> anyhow::Result<std::io::Result<usize>> {
+                let mut stream = Socks5Stream::connect(client.proxy, origin.addr()).await?;
+                stream.write_all(request).await?;
+                let mut got = Vec::new();
+                Ok(stream.read_to_end(&mut got).await)
+            };
+        let request = b"GET /bulk/2000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let whole = through(lab.origins.open(), request).await?;
+        ensure!(whole.as_ref().is_ok_and(|n| *n > 2_000_000), "{whole:?}");
+        let closed = through(lab.origins.close(), b"hello").await?;
+        ensure!(closed.is_ok(), "{closed:?}");
+        let reset = through(lab.origins.reset(), b"hello").await?;
+        ensure!(reset.is_err(), "a reset must not look like an end");
         Ok(())
     });
 

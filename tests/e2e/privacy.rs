@@ -12,8 +12,13 @@ use crate::Suite;
 pub fn circuits(log: &str) -> BTreeSet<String> {
     log.lines()
         .filter(|l| l.contains("stream opened"))
-        .filter_map(|l| l.split("circuit=").nth(1)?.split_whitespace().take(2).next().map(String::from))
+        .filter_map(|l| l.split("circuit=\"").nth(1)?.split('"').next().map(String::from))
         .collect()
+}
+
+/// A text as `Debug` shows its bytes.
+fn as_bytes(text: &str) -> String {
+    text.bytes().map(|b| b.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 pub fn cases(suite: &mut Suite) {
@@ -67,7 +72,9 @@ pub fn cases(suite: &mut Suite) {
             ("eebt-client, mode never", never.process.stderr()),
         ] {
             ensure!(log.contains("TRACE"), "{who} does not trace");
-            for planted in ["planted", &origin_ip, &format!("127.0.0.1:{}", program.port())] {
+            let (program, decimal) = (format!("127.0.0.1:{}", program.port()), as_bytes("planted"));
+            let hex = data_encoding::HEXLOWER.encode(b"planted");
+            for planted in ["planted", &decimal, &hex, &origin_ip, &program] {
                 let found: Vec<&str> = log.lines().filter(|l| l.contains(planted)).take(3).collect();
                 ensure!(found.is_empty(), "{who} logs {planted:?}: {found:#?}");
             }

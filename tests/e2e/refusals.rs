@@ -50,11 +50,35 @@ pub fn cases(suite: &mut Suite) {
         let own = bridge.ip.to_string();
         let origin_ip = origin.ip().to_string();
         for target in [
-            "10.0.0.1", "100.64.0.1", "127.0.0.1", "169.254.169.254", "172.16.0.1", "192.168.1.1",
-            "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "224.0.0.1", "0.0.0.0",
-            "255.255.255.255", "168.63.129.16", "::1", "::", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
-            "::ffff:169.254.169.254", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:1::1", "fc00::1",
-            "fd00:ec2::254", "fe80::1", "ff02::1", "2001:db8::1", &own, &origin_ip,
+            "10.0.0.1",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.169.254",
+            "172.16.0.1",
+            "192.168.1.1",
+            "192.0.2.1",
+            "198.18.0.1",
+            "198.51.100.1",
+            "203.0.113.1",
+            "224.0.0.1",
+            "0.0.0.0",
+            "255.255.255.255",
+            "168.63.129.16",
+            "::1",
+            "::",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "2001:0:1::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "ff02::1",
+            "2001:db8::1",
+            &own,
+            &origin_ip,
         ] {
             let answer = ask(&client, target, 80).await;
             ensure!(answer == Answer::Forbidden, "{target}: {answer:?}");
@@ -62,29 +86,38 @@ pub fn cases(suite: &mut Suite) {
         Ok(())
     });
 
-    suite.case("the exit bridge's machine and Tor relays are refused though their range is open", async |lab| {
-        let relay = lab.net.relays()[0].or_addr();
-        let bridge = lab
-            .bridge()
-            .set("allow_egress", vec!["127.0.0.0/8".to_owned()])
-            .set("policy", format!("80,443,{}", relay.port()))
-            .run()
-            .await?;
-        let client = bold_client(lab, &bridge.line).await?;
-        for (ip, port) in [(bridge.ip, 80), ("127.0.0.1".parse()?, 80), (relay.ip(), relay.port())] {
-            let answer = ask(&client, &ip.to_string(), port).await;
-            ensure!(answer == Answer::Forbidden, "{ip}:{port}: {answer:?}");
-        }
-        let open = lab.origins.open().addr();
-        ensure!(ask(&client, &open.ip().to_string(), open.port()).await == Answer::Connected || open.port() != 80);
-        Ok(())
-    });
+    suite.case(
+        "the exit bridge's machine and Tor relays are refused though their range is open",
+        async |lab| {
+            let relay = lab.net.relays()[0].or_addr();
+            let bridge = lab
+                .bridge()
+                .set("allow_egress", vec!["127.0.0.0/8".to_owned()])
+                .set("policy", format!("80,443,{}", relay.port()))
+                .run()
+                .await?;
+            let client = bold_client(lab, &bridge.line).await?;
+            for (ip, port) in [(bridge.ip, 80), ("127.0.0.1".parse()?, 80), (relay.ip(), relay.port())] {
+                let answer = ask(&client, &ip.to_string(), port).await;
+                ensure!(answer == Answer::Forbidden, "{ip}:{port}: {answer:?}");
+            }
+            let open = lab.origins.open().addr();
+            ensure!(
+                ask(&client, &open.ip().to_string(), open.port()).await == Answer::Connected
+                    || open.port() != 80
+            );
+            Ok(())
+        },
+    );
 
     suite.case("ports outside the policy are refused", async |lab| {
         let bridge = lab.bridge().set("policy", "web").run().await?;
         let client = bold_client(lab, &bridge.line).await?;
         let ip = lab.origins.open().addr().ip().to_string();
-        for port in [1, 21, 22, 23, 25, 53, 79, 81, 110, 139, 442, 444, 445, 465, 587, 1080, 3389, 6667, 8080, 8443, 9050, 65535] {
+        for port in [
+            1, 21, 22, 23, 25, 53, 79, 81, 110, 139, 442, 444, 445, 465, 587, 1080, 3389, 6667, 8080, 8443,
+            9050, 65535,
+        ] {
             let answer = ask(&client, &ip, port).await;
             ensure!(answer == Answer::Forbidden, "port {port}: {answer:?}");
         }
@@ -99,15 +132,21 @@ pub fn cases(suite: &mut Suite) {
         let bridge = lab.bridge().set("resolver", vec![dns.addr().to_string()]).run().await?;
         let client = bold_client(lab, &bridge.line).await?;
         for (name, ip) in [
-            ("a.example.net", "192.168.0.1"), ("b.example.net", "169.254.169.254"), ("c.example.net", "127.0.0.1"),
-            ("d.example.net", "::1"), ("e.example.net", "::ffff:10.0.0.1"), ("f.example.net", "fd00:ec2::254"),
+            ("a.example.net", "192.168.0.1"),
+            ("b.example.net", "169.254.169.254"),
+            ("c.example.net", "127.0.0.1"),
+            ("d.example.net", "::1"),
+            ("e.example.net", "::ffff:10.0.0.1"),
+            ("f.example.net", "fd00:ec2::254"),
         ] {
             dns.set(name, &[ip]);
             let answer = ask(&client, name, 80).await;
             ensure!(answer == Answer::Forbidden, "{name} = {ip}: {answer:?}");
         }
         ensure!(ask(&client, "nowhere.example.net", 80).await == Answer::Unreachable);
-        for name in ["localhost", "router", "printer.local", "metadata.google.internal", "127.1", "0x7f.0.0.1"] {
+        for name in
+            ["localhost", "router", "printer.local", "metadata.google.internal", "127.1", "0x7f.0.0.1"]
+        {
             let answer = ask(&client, name, 80).await;
             ensure!(answer == Answer::Forbidden, "{name}: {answer:?}");
         }

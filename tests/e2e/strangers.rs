@@ -2,25 +2,28 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use arti_client::TorClient;
 use eebt_bridge::BridgeKeys;
+use eebt_bridge::consensus::Consensus;
+use eebt_bridge::ingress::circuit::CircuitIngress;
+use eebt_bridge::limits::Limits;
 use eebt_proto::{BridgeLine, Reach};
+use eebt_tor::TorRuntime;
 use tests::Lab;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
-use tor_chanmgr::{ChanMgr, ChanMgrConfig, ChannelUsage, Dormancy};
+use tor_chanmgr::ChannelUsage;
+use tor_circmgr::ClientDataTunnel;
 use tor_circmgr::build::exit_circparams_from_netparams;
 use tor_circmgr::path::TorPath;
-use tor_circmgr::ClientDataTunnel;
 use tor_linkspec::OwnedChanTarget;
 use tor_netdir::params::NetParameters;
 use tor_proto::ClientTunnel;
 use tor_proto::client::circuit::{CircParameters, TimeoutEstimator};
-use tor_rtcompat::PreferredRuntime;
 
 use crate::Suite;
 
@@ -37,7 +40,8 @@ pub fn cases(suite: &mut Suite) {
             };
             let _ = stream.write_all(hello).await;
             let mut got = Vec::new();
-            let _reset = timeout(Duration::from_secs(5), stream.read_to_end(&mut got)).await.context("kept open")?;
+            let _reset =
+                timeout(Duration::from_secs(5), stream.read_to_end(&mut got)).await.context("kept open")?;
             ensure!(got.is_empty(), "it answered {got:?}");
         }
         Ok(())
@@ -62,7 +66,12 @@ pub fn cases(suite: &mut Suite) {
         let stranger = Stranger::start(lab).await?;
         let target = chan_target(&bridge.line)?;
         let path = TorPath::new_one_hop_owned(&target);
-        let built = stranger.tor.circmgr()?.builder().build(&path, &stranger.params()?, ChannelUsage::UserTraffic).await;
+        let built = stranger
+            .tor
+            .circmgr()?
+            .builder()
+            .build(&path, &stranger.params()?, ChannelUsage::UserTraffic)
+            .await;
         // The circuit may come up before the channel is closed; a stream may not.
         if let Ok(tunnel) = built {
             no_stream(lab, tunnel).await?;
@@ -74,14 +83,18 @@ pub fn cases(suite: &mut Suite) {
         let bridge = lab.bridge().run().await?;
         let stranger = Stranger::start(lab).await?;
         let keys = BridgeKeys::generate(&lab.folder("stranger").join("keys"))?;
-        let config = ChanMgrConfig::new(Default::default())
-            .with_my_addrs(vec![([127, 0, 0, 1], 9001).into()])
-            .with_auth_material(keys.channel_auth(SystemTime::now())?);
-        let memquota = tor_memquota::MemoryQuotaTracker::new_noop();
-        let params = NetParameters::default();
-        let runtime = stranger.tor.runtime().clone();
-        let chanmgr = Arc::new(ChanMgr::new(runtime.clone(), config, Dormancy::Active, &params, memquota)?);
-        let (channel, _) = chanmgr.get_or_launch(&chan_target(&bridge.line)?, ChannelUsage::UserTraffic).await?;
+        // He is a relay by all that a relay needs, but for a place in the consensus.
+        let consensus = Consensus::new(stranger.tor.dirmgr()?, Vec::new(), Vec::new());
+        let relay = CircuitIngress::new(
+            stranger.tor.runtime(),
+            &keys,
+            vec![([127, 0, 0, 1], 9001).into()],
+            &Limits::default(),
+            Arc::new(consensus),
+            &NetParameters::default(),
+        )?;
+        let (channel, _) =
+            relay.chanmgr().get_or_launch(&chan_target(&bridge.line)?, ChannelUsage::UserTraffic).await?;
         if let Ok((pending, reactor)) = channel.new_tunnel(Arc::new(Patient)).await {
             tokio::spawn(async move { reactor.run().await });
             if let Ok(tunnel) = pending.create_firsthop_fast(stranger.params()?).await {
@@ -100,7 +113,10 @@ pub fn cases(suite: &mut Suite) {
         let params = client.params()?;
         let tunnel = client.tor.circmgr()?.builder().build(&path, &params, ChannelUsage::UserTraffic).await?;
         let circuit = tunnel.as_single_circ()?;
-        circuit.extend(&circ_target(&bridge.line)?, params.clone()).await.context("as last hop it is fine")?;
+        circuit
+            .extend(&circ_target(&bridge.line)?, params.clone())
+            .await
+            .context("as last hop it is fine")?;
         let further = timeout(Duration::from_secs(30), circuit.extend(&relays[2], params)).await;
         ensure!(!matches!(further, Ok(Ok(()))), "it served as a middle");
         Ok(())
@@ -109,7 +125,7 @@ pub fn cases(suite: &mut Suite) {
 
 /// Somebody with Arti on the private network.
 struct Stranger {
-    tor: Arc<TorClient<PreferredRuntime>>,
+    tor: Arc<TorClient<TorRuntime>>,
 }
 
 impl Stranger {
@@ -121,8 +137,10 @@ impl Stranger {
             Some(lab.net.network_file()),
             &none,
         )?;
-        let _chosen = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let tor = TorClient::with_runtime(PreferredRuntime::current()?).config(config);
+        // Of its own, and never dropped: a runtime can't be, inside another one.
+        static RUNTIME: std::sync::OnceLock<TorRuntime> = std::sync::OnceLock::new();
+        let runtime = RUNTIME.get_or_init(|| eebt_tor::create_runtime().expect("runtime")).clone();
+        let tor = TorClient::with_runtime(runtime).config(config);
         let tor = tor.create_unbootstrapped_async().await?;
         tor.bootstrap().await?;
         Ok(Self { tor })
@@ -148,7 +166,10 @@ async fn refused_by_identity(lab: &Lab, bridge: &tests::Bridge) -> anyhow::Resul
     tokio::time::sleep(Duration::from_millis(300)).await;
     let log = bridge.process.stderr();
     ensure!(log.contains("its peer is no relay of the current consensus"), "{log}");
-    ensure!(lab.origins.all().iter().all(|o| o.hits().iter().all(|h| h.peer_ip != bridge.ip)), "an origin was asked");
+    ensure!(
+        lab.origins.all().iter().all(|o| o.hits().iter().all(|h| h.peer_ip != bridge.ip)),
+        "an origin was asked"
+    );
     Ok(())
 }
 
@@ -159,8 +180,8 @@ fn or_port(line: &BridgeLine) -> SocketAddr {
 
 fn chan_target(line: &BridgeLine) -> anyhow::Result<OwnedChanTarget> {
     let Reach::Circuit(reach) = &line.reach;
+    // No `addrs`: Arti as a relay would refuse to connect to loopback ones. A stranger knows ways.
     Ok(OwnedChanTarget::builder()
-        .addrs(reach.addresses.clone())
         .ed_identity(reach.ed25519.into())
         .rsa_identity(reach.rsa.into())
         .method(tor_linkspec::ChannelMethod::Direct(reach.addresses.clone()))

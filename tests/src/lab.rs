@@ -74,9 +74,10 @@ impl Lab {
         ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
-    /// Takes all of it down.
-    pub async fn shutdown(self) -> anyhow::Result<()> {
-        Ok(self.net.shutdown().await?)
+    /// Takes all of it down. The logs of all programs are kept when they are wanted: the path.
+    pub async fn shutdown(self, keep_logs: bool) -> anyhow::Result<Option<PathBuf>> {
+        self.net.shutdown().await?;
+        Ok(keep_logs.then(|| self.dir.keep()))
     }
 }
 
@@ -118,7 +119,9 @@ impl<'a> BridgeBuilder<'a> {
         command.arg("run").arg("--config").arg(&path).env("RUST_LOG", self.log);
         let mut process = Running::start(command, &dir)?;
         let line = process
-            .wait_for("bridge line", |out, _| out.lines().next().filter(|_| out.ends_with('\n')).map(String::from))
+            .wait_for("bridge line", |out, _| {
+                out.lines().next().filter(|_| out.ends_with('\n')).map(String::from)
+            })
             .await?;
         let status = config.get("status").and_then(|s| s.as_str()).context("status")?.parse()?;
         Ok(Bridge { process, line: line.parse()?, ip: self.ip, status, config: path })
@@ -182,7 +185,10 @@ impl<'a> ClientBuilder<'a> {
         command.arg("--config").arg(&path).env("RUST_LOG", self.log);
         let mut process = Running::start(command, &dir)?;
         let ready = |_: &str, err: &str| {
-            err.lines().find(|l| l.starts_with("ready: ")).and_then(|l| l.rsplit(' ').next()).map(String::from)
+            err.lines()
+                .find(|l| l.starts_with("ready: "))
+                .and_then(|l| l.rsplit(' ').next())
+                .map(String::from)
         };
         let proxy = process.wait_for("ready line", ready).await?.parse()?;
         Ok(Client { process, proxy, dir })
@@ -220,7 +226,10 @@ impl Fetched {
     /// Is this the whole of `/bulk/SIZE`?
     pub fn is_bulk(&self, size: u64) -> anyhow::Result<()> {
         ensure!(self.exit_code == 0 && self.status == 200, "not fetched: {self:?}");
-        ensure!(self.size == size && self.sha256 == testnet::origins::bulk::sha256(size), "wrong bytes: {self:?}");
+        ensure!(
+            self.size == size && self.sha256 == testnet::origins::bulk::sha256(size),
+            "wrong bytes: {self:?}"
+        );
         Ok(())
     }
 }

@@ -5,10 +5,12 @@
 //! of its channel proved the Ed25519 identity of such a relay, so the client behind it is at least
 //! one relay away. No circuit is extended any further, and none gets a directory stream.
 
-use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use eebt_tor::TorRuntime;
 use futures::{Stream, StreamExt as _};
 use safelog::Sensitive;
 use tokio::net::{TcpListener, TcpStream};
@@ -16,8 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tor_cell::relaycell::RelayCmd;
-use tor_error::ErrorReport as _;
 use tor_chanmgr::{ChanMgr, ChanMgrConfig, Dormancy};
+use tor_error::ErrorReport as _;
 use tor_linkspec::{HasRelayIds as _, OwnedChanTarget};
 use tor_memquota::MemoryQuotaTracker;
 use tor_netdir::{DirEvent, NetDirProvider, params::NetParameters};
@@ -25,9 +27,9 @@ use tor_proto::channel::Channel;
 use tor_proto::relay::channel_provider::{ChannelProvider, OutboundChanSender};
 use tor_proto::relay::{CircuitIncomingStreamReceiver, CreateRequestHandler};
 use tor_proto::stream::{
-    IncomingStream, IncomingStreamRequestContext, IncomingStreamRequestDisposition, IncomingStreamRequestFilter,
+    IncomingStream, IncomingStreamRequestContext, IncomingStreamRequestDisposition,
+    IncomingStreamRequestFilter,
 };
-use eebt_tor::TorRuntime;
 
 use super::{Circuit, serve_stream};
 use crate::BridgeKeys;
@@ -85,8 +87,9 @@ impl CircuitIngress {
         let config = ChanMgrConfig::new(tor_chanmgr::ChannelConfig::default())
             .with_my_addrs(advertised)
             .with_auth_material(keys.channel_auth(std::time::SystemTime::now())?);
-        let chanmgr =
-            Arc::new(ChanMgr::new(runtime.clone(), config, Dormancy::Active, params, memquota).map_err(setup)?);
+        let chanmgr = Arc::new(
+            ChanMgr::new(runtime.clone(), config, Dormancy::Active, params, memquota).map_err(setup)?,
+        );
 
         let no_extend = Arc::new(NoExtend);
         let filter_consensus = Arc::clone(&consensus);
@@ -103,6 +106,11 @@ impl CircuitIngress {
         let handler = Arc::new(handler);
         chanmgr.set_create_request_handler(Arc::clone(&handler)).map_err(setup)?;
         Ok(Self { chanmgr, handler, circuits, consensus, _no_extend: no_extend })
+    }
+
+    /// The channels, for whoever needs one of its own.
+    pub fn chanmgr(&self) -> &Arc<ChanMgr<TorRuntime>> {
+        &self.chanmgr
     }
 
     /// Takes channels from `listener` and serves their circuits, until `shutdown` closes the
@@ -141,6 +149,7 @@ async fn accept_channels(
 ) {
     let limits = egress.limits();
     let handshakes = Arc::new(Semaphore::new(limits.handshakes as usize));
+    let by_address = PerAddress::default();
     let channels = Arc::new(Semaphore::new(limits.channels as usize));
     loop {
         let (tcp, peer) = match listener.accept().await {
@@ -157,8 +166,12 @@ async fn accept_channels(
             reset(tcp);
             continue;
         }
-        let permits = (Arc::clone(&handshakes).try_acquire_owned(), Arc::clone(&channels).try_acquire_owned());
-        let (Ok(handshake), Ok(channel)) = permits else {
+        let permits = (
+            Arc::clone(&handshakes).try_acquire_owned(),
+            Arc::clone(&channels).try_acquire_owned(),
+            by_address.enter(peer.ip(), limits.handshakes_per_address),
+        );
+        let (Ok(handshake), Ok(channel), Some(from_there)) = permits else {
             tracing::debug!("too many channels or handshakes: connection dropped");
             reset(tcp);
             continue;
@@ -166,7 +179,7 @@ async fn accept_channels(
         let (chanmgr, consensus) = (Arc::clone(chanmgr), Arc::clone(consensus));
         let deadline = limits.handshake_timeout;
         tokio::spawn(async move {
-            serve_channel(&chanmgr, tcp, peer, &consensus, deadline, handshake).await;
+            serve_channel(&chanmgr, tcp, peer, &consensus, deadline, (handshake, from_there)).await;
             drop(channel);
         });
     }
@@ -179,7 +192,7 @@ async fn serve_channel(
     peer: SocketAddr,
     consensus: &Consensus,
     deadline: Duration,
-    handshake: OwnedSemaphorePermit,
+    handshake: (OwnedSemaphorePermit, Entered),
 ) {
     // Cells are small and urgent: without this each waits for the acknowledgement of the last.
     if tcp.set_nodelay(true).is_err() {
@@ -196,7 +209,41 @@ async fn serve_channel(
         tracing::debug!("channel closed: its peer is no relay of the current consensus");
         channel.terminate();
     }
-    let _why = channel.wait_for_close().await;
+    // Our own handle must not keep it open: the channel manager closes channels that nobody uses.
+    let closed = channel.wait_for_close();
+    drop(channel);
+    let _why = closed.await;
+}
+
+/// Handshakes that are going on, by address: one address can't take all places.
+#[derive(Clone, Default)]
+struct PerAddress(Arc<Mutex<HashMap<IpAddr, u32>>>);
+
+/// A place in [`PerAddress`], given back when dropped.
+struct Entered(PerAddress, IpAddr);
+
+impl PerAddress {
+    fn enter(&self, ip: IpAddr, most: u32) -> Option<Entered> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(ip).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Entered(self.clone(), ip))
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut counts = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.1);
+            }
+        }
+    }
 }
 
 /// Did the peer prove the identity of a relay in the current consensus?

@@ -2,7 +2,8 @@
 
 use tor_netdir::params::NetParameters;
 use tor_proto::ccparams::{
-    CongestionWindowParamsBuilder, FixedWindowParamsBuilder, RoundTripEstimatorParamsBuilder, VegasParamsBuilder,
+    CongestionWindowParamsBuilder, FixedWindowParamsBuilder, RoundTripEstimatorParamsBuilder,
+    VegasParamsBuilder,
 };
 use tor_proto::relay::{CircNetParameters, CongestionControlNetParams};
 use tor_proto::{CellCount, FlowCtrlParameters};
@@ -72,7 +73,9 @@ pub(crate) fn circuit_params(from: &NetParameters) -> Result<CircNetParameters, 
         cc_xon_change_pct: from.cc_xon_change_pct.get_u32(),
         cc_xon_ewma_cnt: from.cc_xon_ewma_cnt.get_u32(),
     };
-    Ok(CircNetParameters { cc: CongestionControlNetParams { fixed_window, vegas_exit, cwnd, rtt, flow_ctrl } })
+    Ok(CircNetParameters {
+        cc: CongestionControlNetParams { fixed_window, vegas_exit, cwnd, rtt, flow_ctrl },
+    })
 }
 
 #[cfg(test)]

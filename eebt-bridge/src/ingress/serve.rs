@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use eebt_proto::{Host, Target, TargetError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tor_cell::relaycell::msg::{Begin, BeginFlags, Connected, End, EndReason, Resolve, Resolved, ResolvedVal};
+use tor_cell::relaycell::msg::{
+    Begin, BeginFlags, Connected, End, EndReason, Resolve, Resolved, ResolvedVal,
+};
 use tor_proto::stream::{IncomingStream, IncomingStreamRequest};
 
 use crate::egress::{Egress, EgressError, Families};
@@ -56,7 +58,9 @@ pub(crate) async fn serve_stream(stream: IncomingStream, circuit: Arc<Circuit>, 
             serve_begin(stream, &begin, &circuit, &egress).await;
         }
         IncomingStreamRequest::Resolve(resolve) => {
-            let answer = resolve_answer(&resolve.clone(), &circuit, &egress).await;
+            let answering = resolve_answer(resolve, &circuit, &egress);
+            let answer = tokio::time::timeout(egress.limits().connect_timeout, answering).await;
+            let answer = answer.unwrap_or_else(|_| Resolved::new_err(true, TTL));
             let _gone = stream.resolve(answer).await;
         }
         // Not let in by the ingress; an answer all the same.
@@ -105,22 +109,21 @@ async fn serve_begin(stream: IncomingStream, begin: &Begin, circuit: &Circuit, e
     }
 }
 
-/// The answer to a RESOLVE. Names and addresses that are closed to streams do not resolve either.
+/// The answer to a RESOLVE. A name that only has addresses that are closed to streams does not resolve.
 async fn resolve_answer(resolve: &Resolve, circuit: &Circuit, egress: &Egress) -> Resolved {
     let not_found = || Resolved::new_err(false, TTL);
+    if egress.is_draining() {
+        return Resolved::new_err(true, TTL);
+    }
     let Ok(query) = std::str::from_utf8(resolve.query()) else { return not_found() };
     let found = if let Some(ip) = reverse_query(query) {
         let Ok(target) = Target::new(&ip.to_string(), 443) else { return not_found() };
-        if circuit.admit(egress, &target).is_err() {
-            return Resolved::new_err(true, TTL);
-        }
+        let Ok(_permits) = circuit.admit(egress, &target) else { return Resolved::new_err(true, TTL) };
         egress.name_of(ip).await.map(|name| vec![ResolvedVal::Hostname(name.into())])
     } else {
         // Any open port will do: names are resolved for no port.
         let Ok(target) = Target::new(query, 443) else { return not_found() };
-        if circuit.admit(egress, &target).is_err() {
-            return Resolved::new_err(true, TTL);
-        }
+        let Ok(_permits) = circuit.admit(egress, &target) else { return Resolved::new_err(true, TTL) };
         match target.host {
             Host::Ip(ip) => Ok(vec![ResolvedVal::Ip(ip)]),
             Host::Name(name) => {
@@ -136,7 +139,9 @@ async fn resolve_answer(resolve: &Resolve, circuit: &Circuit, egress: &Egress) -
             resolved
         }
         Err(error) => {
-            circuit.note_failed_connect();
+            if error.is_failed_connect() {
+                circuit.note_failed_connect();
+            }
             Resolved::new_err(error.is_transient(), TTL)
         }
     }
@@ -190,6 +195,7 @@ fn end_of_egress_error(error: &EgressError) -> EndReason {
         EgressError::Refused(_) => EndReason::EXITPOLICY,
         EgressError::Resolve(_) => EndReason::RESOLVEFAILED,
         EgressError::Timeout => EndReason::TIMEOUT,
+        EgressError::Busy => EndReason::RESOURCELIMIT,
         EgressError::Connect(e) => match e.kind() {
             K::ConnectionRefused => EndReason::CONNECTREFUSED,
             K::ConnectionReset | K::ConnectionAborted => EndReason::CONNRESET,
@@ -209,7 +215,9 @@ mod tests {
         assert_eq!(reverse_query("4.3.2.1.in-addr.arpa"), Some("1.2.3.4".parse().unwrap()));
         let v6 = "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.ARPA";
         assert_eq!(reverse_query(v6), Some("2001:db8::1".parse().unwrap()));
-        for other in ["example.com", "3.2.1.in-addr.arpa", "a.b.c.d.in-addr.arpa", "1.0.ip6.arpa", ".ip6.arpa"] {
+        for other in
+            ["example.com", "3.2.1.in-addr.arpa", "a.b.c.d.in-addr.arpa", "1.0.ip6.arpa", ".ip6.arpa"]
+        {
             assert_eq!(reverse_query(other), None, "{other}");
         }
     }

@@ -108,9 +108,10 @@ pub(super) fn reply(outcome: Result<(), &ConnectError>) -> String {
         ConnectError::Target(TargetFailure::Forbidden) | ConnectError::BadTarget => "403 Forbidden",
         ConnectError::Target(TargetFailure::TimedOut) | ConnectError::Timeout => "504 Gateway Timeout",
         ConnectError::Target(_) => "502 Bad Gateway",
-        ConnectError::NoExitBridge | ConnectError::ExitBridges(_) | ConnectError::Tor(_) | ConnectError::NoLookUp => {
-            "503 Service Unavailable"
-        }
+        ConnectError::NoExitBridge
+        | ConnectError::ExitBridges(_)
+        | ConnectError::Tor(_)
+        | ConnectError::NoLookUp => "503 Service Unavailable",
     };
     let text = format!("{error}\n");
     let length = text.len();
@@ -129,7 +130,9 @@ mod tests {
         let Head::Connect { host, port, credentials, length } = parse(bytes) else { panic!() };
         assert_eq!((host.as_str(), port, &bytes[length..]), ("example.com", 443, &b"EARLY"[..]));
         assert!(credentials.is_empty());
-        let Head::Connect { host, .. } = parse(b"CONNECT [2001:db8::1]:443 HTTP/1.1\r\n\r\n") else { panic!() };
+        let Head::Connect { host, .. } = parse(b"CONNECT [2001:db8::1]:443 HTTP/1.1\r\n\r\n") else {
+            panic!()
+        };
         assert_eq!(host, "2001:db8::1");
     }
 
@@ -155,8 +158,13 @@ mod tests {
     fn what_is_no_connect_is_told_apart() {
         assert_eq!(parse(b"CONNECT exam"), Head::Partial);
         assert_eq!(parse(b"GET http://example.com/ HTTP/1.1\r\n\r\n"), Head::OtherMethod);
-        for bad in ["CONNECT example.com HTTP/1.1\r\n\r\n", "CONNECT :443 HTTP/1.1\r\n\r\n",
-            "CONNECT a:0 HTTP/1.1\r\n\r\n", "CONNECT a:99999 HTTP/1.1\r\n\r\n", "\u{1}\r\n\r\n"] {
+        for bad in [
+            "CONNECT example.com HTTP/1.1\r\n\r\n",
+            "CONNECT :443 HTTP/1.1\r\n\r\n",
+            "CONNECT a:0 HTTP/1.1\r\n\r\n",
+            "CONNECT a:99999 HTTP/1.1\r\n\r\n",
+            "\u{1}\r\n\r\n",
+        ] {
             assert_eq!(parse(bad.as_bytes()), Head::Malformed, "{bad:?}");
         }
     }

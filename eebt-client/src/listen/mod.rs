@@ -5,6 +5,7 @@ mod socks;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use eebt_tor::pump;
@@ -14,8 +15,9 @@ use tokio::sync::Semaphore;
 
 use crate::connect::{ConnectError, Connector, Group, Opened};
 
-/// How long an optimistic stream may stay unconnected before its circuit is given up.
-const UNCONNECTED: Duration = Duration::from_secs(20);
+/// How long an optimistic stream may stay unconnected before its circuit is given up: well above the
+/// time that an exit bridge gives a target to answer.
+const UNCONNECTED: Duration = Duration::from_secs(45);
 
 /// What a program asks for.
 pub(crate) enum Ask {
@@ -91,11 +93,19 @@ async fn serve_program(
             _ => Err(RequestError::Malformed),
         }
     };
-    let talk = tokio::time::timeout(handshake_timeout, handshake).await.map_err(|_| RequestError::Timeout)??;
+    let talk =
+        tokio::time::timeout(handshake_timeout, handshake).await.map_err(|_| RequestError::Timeout)??;
     match talk {
         Talk::Socks(request) => {
             let group = group(request.protocol(), request.credentials());
-            match request.ask()? {
+            let ask = match request.ask() {
+                Ok(ask) => ask,
+                Err(error) => {
+                    tcp.write_all(&request.decline()).await.map_err(RequestError::Io)?;
+                    return Err(error);
+                }
+            };
+            match ask {
                 Ask::Connect(host, port) => {
                     let opened = connector.connect(&group, &host, port).await;
                     let reply = request.reply(opened.as_ref().map(|_| None));
@@ -161,22 +171,40 @@ async fn copy(
     let result = {
         let (mut program_read, mut program_write) = tcp.split();
         let up = async {
-            tokio::io::AsyncWriteExt::write_all(&mut tor_write, early_data).await?;
-            pump(&mut program_read, &mut tor_write, |_| Duration::ZERO).await
+            let sent = async {
+                tokio::io::AsyncWriteExt::write_all(&mut tor_write, early_data).await?;
+                pump(&mut program_read, &mut tor_write, |_| Duration::ZERO).await
+            };
+            // When the other end takes no more, what it said before that still has to come down.
+            match sent.await {
+                Ok(()) => Ok(()),
+                Err(_) => std::future::pending().await,
+            }
         };
-        let down = pump(&mut tor_read, &mut program_write, |_| Duration::ZERO);
+        let answered = AtomicBool::new(false);
+        let down = pump(&mut tor_read, &mut program_write, |_| {
+            if let (Some((id, _)), false) = (&circuit, answered.swap(true, Ordering::Relaxed)) {
+                connector.note_answer(*id);
+            }
+            Duration::ZERO
+        });
         let unconnected = async {
             tokio::time::sleep(UNCONNECTED).await;
             match (&circuit, &ctrl) {
                 (Some((id, circuit)), Some(ctrl)) if !ctrl.is_connected() => {
-                    connector.note_dead(group, *id, circuit).await;
+                    connector.note_silence(group, *id, circuit).await;
                 }
                 _ => std::future::pending().await,
             }
         };
         tokio::select! {
             result = up => result,
-            result = down => result,
+            result = down => {
+                if let (Err(error), Some((id, _)), false) = (&result, &circuit, answered.load(Ordering::Relaxed)) {
+                    connector.note_end(*id, error);
+                }
+                result
+            }
             () = unconnected => Err(std::io::ErrorKind::TimedOut.into()),
         }
     };

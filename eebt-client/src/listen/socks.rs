@@ -71,6 +71,11 @@ impl Request {
         }
     }
 
+    /// The reply to a command that is not for us.
+    pub(super) fn decline(&self) -> Vec<u8> {
+        self.socks.reply(SocksStatus::COMMAND_NOT_SUPPORTED, None).unwrap_or_default()
+    }
+
     /// The reply; empty if it can't be encoded, which closes the connection.
     pub(super) fn reply(&self, outcome: Result<Option<SocksAddr>, &ConnectError>) -> Vec<u8> {
         let (status, addr) = match outcome {
@@ -99,6 +104,6 @@ fn status(error: &ConnectError) -> SocksStatus {
         ConnectError::NoExitBridge | ConnectError::ExitBridges(_) => SocksStatus::NETWORK_UNREACHABLE,
         ConnectError::Target(TargetFailure::Other) | ConnectError::Tor(_) | ConnectError::NoLookUp => {
             SocksStatus::GENERAL_FAILURE
-        },
+        }
     }
 }
