@@ -36,3 +36,8 @@ fmt:
 clean:
 	$(CARGO) clean
 	rm -rf tor-patches/arti/patched
+
+# Fuzz one decoder for a minute: make fuzz TARGET=bridge_line (or port_set, target)
+.PHONY: fuzz
+fuzz:
+	./fuzz/run $(or $(TARGET),bridge_line) 60

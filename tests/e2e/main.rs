@@ -13,6 +13,7 @@ mod refusals;
 mod strangers;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -20,6 +21,9 @@ use tests::Lab;
 
 /// Longest time for one case.
 const LIMIT: Duration = Duration::from_secs(180);
+
+/// Most cases of one run that may need a second try.
+const MAX_SECOND_TRIES: u32 = 2;
 
 /// A case: what it promises, and how it is shown.
 type Cases = Vec<Trial>;
@@ -29,19 +33,32 @@ pub struct Suite {
     lab: Arc<tokio::sync::OnceCell<Lab>>,
     runtime: tokio::runtime::Handle,
     cases: Cases,
+    second_tries: Arc<AtomicU32>,
 }
 
 impl Suite {
     /// Adds a case.
+    ///
+    /// A case that fails is tried once more, for the network under it is real and the machine may be
+    /// busy. That it had to be is said loudly, and more than [`MAX_SECOND_TRIES`] fail the run.
     pub fn case<F>(&mut self, name: &str, case: F)
     where
-        F: AsyncFnOnce(&Lab) -> anyhow::Result<()> + Send + 'static,
+        F: AsyncFn(&Lab) -> anyhow::Result<()> + Send + 'static,
     {
         let (lab, runtime) = (Arc::clone(&self.lab), self.runtime.clone());
+        let (named, second_tries) = (name.to_owned(), Arc::clone(&self.second_tries));
         self.cases.push(Trial::test(name, move || {
             runtime.block_on(async {
                 let lab = lab.get_or_try_init(Lab::start).await.map_err(failed)?;
-                tokio::time::timeout(LIMIT, case(lab)).await.map_err(failed)?.map_err(failed)
+                let once =
+                    async || tokio::time::timeout(LIMIT, case(lab)).await.map_err(failed)?.map_err(failed);
+                let Err(first) = once().await else { return Ok(()) };
+                let why = first.message().unwrap_or_default().lines().next().unwrap_or_default().to_owned();
+                if second_tries.fetch_add(1, Ordering::Relaxed) >= MAX_SECOND_TRIES {
+                    return Err(first);
+                }
+                eprintln!("SECOND TRY: {named}: {why}");
+                once().await
             })
         }));
     }
@@ -55,8 +72,14 @@ fn main() {
     let mut args = Arguments::from_args();
     // One at a time: times are measured, and the machine may be small.
     args.test_threads.get_or_insert(1);
+    strangers::arti_runtime();
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    let mut suite = Suite { lab: Arc::default(), runtime: runtime.handle().clone(), cases: Vec::new() };
+    let mut suite = Suite {
+        lab: Arc::default(),
+        runtime: runtime.handle().clone(),
+        cases: Vec::new(),
+        second_tries: Arc::default(),
+    };
     page::cases(&mut suite);
     bulk::cases(&mut suite);
     refusals::cases(&mut suite);
@@ -67,8 +90,14 @@ fn main() {
     fleet::cases(&mut suite);
 
     let conclusion = libtest_mimic::run(&args, suite.cases);
+    let second_tries = suite.second_tries.load(Ordering::Relaxed);
+    if second_tries > 0 {
+        eprintln!("{second_tries} cases failed at first (SECOND TRY above); their logs are kept");
+    }
     if let Some(lab) = Arc::into_inner(suite.lab).and_then(tokio::sync::OnceCell::into_inner) {
-        let kept = runtime.block_on(lab.shutdown(conclusion.has_failed())).expect("the network goes down");
+        let kept = runtime
+            .block_on(lab.shutdown(conclusion.has_failed() || second_tries > 0))
+            .expect("the network goes down");
         if let Some(dir) = kept {
             eprintln!("logs of all programs are in {}", dir.display());
         }

@@ -123,6 +123,13 @@ pub fn cases(suite: &mut Suite) {
     });
 }
 
+/// The runtime of all strangers. Made outside of any other runtime, and never dropped: neither can be
+/// done inside of one.
+pub fn arti_runtime() -> TorRuntime {
+    static RUNTIME: std::sync::OnceLock<TorRuntime> = std::sync::OnceLock::new();
+    RUNTIME.get_or_init(|| eebt_tor::create_runtime().expect("runtime")).clone()
+}
+
 /// Somebody with Arti on the private network.
 struct Stranger {
     tor: Arc<TorClient<TorRuntime>>,
@@ -137,9 +144,7 @@ impl Stranger {
             Some(lab.net.network_file()),
             &none,
         )?;
-        // Of its own, and never dropped: a runtime can't be, inside another one.
-        static RUNTIME: std::sync::OnceLock<TorRuntime> = std::sync::OnceLock::new();
-        let runtime = RUNTIME.get_or_init(|| eebt_tor::create_runtime().expect("runtime")).clone();
+        let runtime = arti_runtime();
         let tor = TorClient::with_runtime(runtime).config(config);
         let tor = tor.create_unbootstrapped_async().await?;
         tor.bootstrap().await?;

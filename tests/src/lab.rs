@@ -54,7 +54,7 @@ impl Lab {
         config.insert("allow_egress".into(), origins.into());
         // C tor relays on loopback connect from 127.0.0.1, whatever address they publish.
         config.insert("allow_ingress".into(), vec![toml::Value::from("127.0.0.1/32")].into());
-        BridgeBuilder { lab: self, ip, config, log: "debug,tor_=info,tor_netdir=error" }
+        BridgeBuilder { lab: self, ip, config, log: "debug,tor_=info,tor_proto=debug,tor_netdir=error" }
     }
 
     /// A client of these exit bridges.
@@ -62,7 +62,7 @@ impl Lab {
         let mut config = toml::Table::new();
         config.insert("network".into(), self.net.network_file().display().to_string().into());
         config.insert("listen".into(), vec![toml::Value::from("127.0.0.1:0")].into());
-        ClientBuilder { lab: self, config, log: "debug,tor_=info,tor_netdir=error" }
+        ClientBuilder { lab: self, config, log: "debug,tor_=info,tor_proto=debug,tor_netdir=error" }
     }
 
     /// The ports of all origins, and 80 and 443, as a policy.
