@@ -68,14 +68,17 @@ impl FromStr for Rule {
             "tor" => Route::Tor,
             other => return Err(RuleError::Way(other.to_owned())),
         };
-        let pattern = normal(pattern.trim());
-        let host = pattern.strip_prefix("*.").unwrap_or(&pattern);
+        let written = pattern.trim();
+        let (below, host) = match written.strip_prefix("*.") {
+            Some(domain) => (true, normal(domain)),
+            None => (false, normal(written)),
+        };
         let ok = !host.is_empty() && !host.contains(['*', '/', ' ', '@']) && !host.starts_with('.');
-        let pattern = match pattern.as_str() {
-            "*" => Pattern::Any,
-            _ if !ok => return Err(RuleError::Pattern(pattern)),
-            p if p.starts_with("*.") => Pattern::Below(host.to_owned()),
-            _ => Pattern::Host(pattern),
+        let pattern = match (ok, below) {
+            _ if written == "*" => Pattern::Any,
+            (false, _) => return Err(RuleError::Pattern(written.to_owned())),
+            (true, true) => Pattern::Below(host),
+            (true, false) => Pattern::Host(host),
         };
         Ok(Self { pattern, route })
     }
