@@ -38,7 +38,11 @@ pub fn tor_client_config(
     storage.insert("state_dir".into(), state_dir.join("arti").display().to_string().into());
     base.insert("storage".into(), storage.into());
 
-    let arti = |e: &dyn std::error::Error| TorConfigError::Arti(e.to_string());
+    let arti = |e: &dyn std::error::Error| {
+        // Arti names the key in a cause, or in the cause of that.
+        let causes = std::iter::successors(Some(e), |e| e.source());
+        TorConfigError::Arti(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
+    };
     let mut sources = ConfigurationSources::new_empty();
     let text = |table: &toml::Table| toml::to_string(table).map_err(|e| arti(&e));
     sources.push_source(ConfigurationSource::from_verbatim(text(&base)?), MustRead);
