@@ -5,7 +5,7 @@
 CARGO ?= cargo
 PROFILE := --release
 
-.PHONY: build setup demo test e2e lint fmt clean
+.PHONY: build setup demo test e2e bench lint fmt clean
 
 build: setup
 	$(CARGO) build $(PROFILE) --workspace --bins
@@ -25,6 +25,11 @@ test: build
 # One end-to-end case or a few: make e2e CASE=vanguards
 e2e: build
 	$(CARGO) test $(PROFILE) --workspace --test e2e -- $(CASE)
+
+# Ways out of Tor, side by side: make bench, or make bench ARGS='--quick --latency 0ms'
+bench: build
+	@./deploy/setup bench
+	$(or $(CARGO_TARGET_DIR),target)/release/bench $(ARGS)
 
 lint: setup
 	$(CARGO) fmt --all --check

@@ -32,11 +32,13 @@ pub enum Figure {
     Streams,
     /// Memory of streams that carry nothing.
     Idle,
+    /// The egress engine alone, without Tor.
+    Engine,
 }
 
 impl Figure {
-    /// In the order in which they are measured.
-    pub const ALL: [Self; 8] = [
+    /// Those of a network, in the order in which they are measured.
+    pub const OF_A_NETWORK: [Self; 8] = [
         Self::TtfbWarm,
         Self::TtfbCold,
         Self::Page,
@@ -54,7 +56,7 @@ pub struct Plan {
     /// Samples of quick figures, for each path.
     samples: usize,
     /// Samples of figures that take long.
-    rounds: usize,
+    pub rounds: usize,
     /// Bytes of the large transfers.
     bytes: u64,
     /// Longest time for one of them; what came until then counts.
@@ -107,13 +109,13 @@ pub enum Unit {
     /// Less is better.
     Kilobytes,
     /// More is better.
-    StreamsPerSecond,
+    PerSecond,
 }
 
 impl Unit {
     /// Is a smaller value the better one?
     pub fn less_is_better(self) -> bool {
-        !matches!(self, Self::BytesPerSecond | Self::StreamsPerSecond)
+        !matches!(self, Self::BytesPerSecond | Self::PerSecond)
     }
 }
 
@@ -162,9 +164,9 @@ pub async fn measure(figure: Figure, paths: &Paths, plan: &Plan, report: &mut Re
                         note(&name, Unit::BytesPerSecond, parallel(paths, path, plan).await?);
                     }
                     Figure::Streams => {
-                        note(&name, Unit::StreamsPerSecond, new_streams(paths, path, plan).await?);
+                        note(&name, Unit::PerSecond, new_streams(paths, path, plan).await?);
                     }
-                    Figure::Idle => {}
+                    Figure::Idle | Figure::Engine => {}
                 }
                 anyhow::Ok(())
             };

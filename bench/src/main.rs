@@ -6,6 +6,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod engine;
 mod figures;
 mod paths;
 mod process;
@@ -75,17 +76,31 @@ async fn main() -> ExitCode {
 async fn run(args: Args) -> anyhow::Result<()> {
     process::raise_file_limit()?;
     let plan = if args.quick { Plan::quick() } else { Plan::default() };
+    let rounds = plan.rounds;
     let mut report = Report::new(&args.out, args.scheduler)?;
+    let wanted = |figure: &Figure| args.only.is_empty() || args.only.contains(figure);
+    if wanted(&Figure::Engine) && args.paths.is_empty() {
+        eprintln!("== the egress engine alone");
+        report = tokio::task::spawn_blocking(move || {
+            engine::measure(rounds, &mut report)?;
+            anyhow::Ok(report)
+        })
+        .await??;
+        report.write()?;
+    }
+    let of_a_network: Vec<Figure> = Figure::OF_A_NETWORK.into_iter().filter(wanted).collect();
+    if of_a_network.is_empty() {
+        report.print();
+        return Ok(());
+    }
     for latency in args.latency {
         let latency = Duration::from(latency);
         eprintln!("== {latency:?} one way on each link");
         let paths = Paths::start(latency, args.scheduler, &args.paths).await?;
-        for figure in Figure::ALL {
-            if args.only.is_empty() || args.only.contains(&figure) {
-                figures::measure(figure, &paths, &plan, &mut report).await?;
-                // After each, so that nothing is lost when a later one fails.
-                report.write()?;
-            }
+        for figure in &of_a_network {
+            figures::measure(*figure, &paths, &plan, &mut report).await?;
+            // After each, so that nothing is lost when a later one fails.
+            report.write()?;
         }
         paths.shutdown().await?;
     }

@@ -25,10 +25,8 @@ pub struct Paths {
     pub latency: Duration,
     /// The ways.
     pub all: Vec<Path>,
-    /// The exit bridge that the ways of ours share.
-    pub bridge: Bridge,
     /// Ends with this.
-    _running: (Vec<Client>, Vec<Running>, DelayLink, TempDir),
+    _running: ((Vec<Client>, Vec<Bridge>), Vec<Running>, DelayLink, TempDir),
 }
 
 /// One way to a target.
@@ -55,6 +53,8 @@ pub const PLAIN_ARTI: &str = "plain exit, Arti client";
 pub const CIRCUIT: &str = "circuit exit bridge";
 /// Ours with vanguards: one hop more.
 pub const CIRCUIT_VANGUARDS: &str = "circuit exit bridge, vanguards";
+/// Ours from behind a NAT: an onion service.
+pub const ONION: &str = "onion exit bridge";
 /// A C tor exit in no consensus instead of the exit bridge.
 pub const UNLISTED: &str = "unlisted C tor exit";
 /// What EEBT's prototype did: a Tor exit, then TLS to a SOCKS proxy.
@@ -83,11 +83,13 @@ impl Paths {
 
         let lab = Lab::on(net).await?;
         let bridge = lab.bridge().set("limits", no_limits()).log("warn").behind(latency).await?.run().await?;
-        let client = async |path: &str| {
-            lab.client().set("path", path).set("connections", 4096).log("warn").via(&bridge).run().await
+        let onion_bridge = lab.bridge().onion().set("limits", no_limits()).log("warn").run().await?;
+        let client = async |path: &str, bridge: &Bridge| {
+            lab.client().set("path", path).set("connections", 4096).log("warn").via(bridge).run().await
         };
-        let standard = client("standard").await?;
-        let vanguards = client("vanguards").await?;
+        let standard = client("standard", &bridge).await?;
+        let vanguards = client("vanguards", &bridge).await?;
+        let to_onion = client("standard", &onion_bridge).await?;
         let arti = lab.client().set("mode", "never").log("warn").run().await?;
         let to_unlisted = lab.client().log("warn").via_line(&line_of(&unlisted)?).run().await?;
 
@@ -95,9 +97,8 @@ impl Paths {
         let tor = |name: &str| lab.net.pid(name).context("a tor has ended");
         let client_tor = ("tor client", tor("client")?);
         let pid = |process: &Running| process.pid().context("a process has ended");
-        let bridge_process = ("eebt-bridge", pid(&bridge.process)?);
-        let ours = |client: &Client| -> anyhow::Result<_> {
-            Ok(vec![("eebt-client", pid(&client.process)?), bridge_process])
+        let ours = |client: &Client, bridge: &Bridge| -> anyhow::Result<_> {
+            Ok(vec![("eebt-client", pid(&client.process)?), ("eebt-bridge", pid(&bridge.process)?)])
         };
         let tls_name = ServerName::from(tls_server.ip());
         let all = vec![
@@ -107,8 +108,9 @@ impl Paths {
                 processes: vec![("eebt-client", pid(&arti.process)?)],
                 route: Route::Socks(arti.proxy),
             },
-            Path { name: CIRCUIT, processes: ours(&standard)?, route: Route::Socks(standard.proxy) },
-            Path { name: CIRCUIT_VANGUARDS, processes: ours(&vanguards)?, route: Route::Socks(vanguards.proxy) },
+            Path { name: CIRCUIT, processes: ours(&standard, &bridge)?, route: Route::Socks(standard.proxy) },
+            Path { name: CIRCUIT_VANGUARDS, processes: ours(&vanguards, &bridge)?, route: Route::Socks(vanguards.proxy) },
+            Path { name: ONION, processes: ours(&to_onion, &onion_bridge)?, route: Route::Socks(to_onion.proxy) },
             Path {
                 name: UNLISTED,
                 processes: vec![
@@ -137,8 +139,8 @@ impl Paths {
             .filter(|p| wanted.is_empty() || wanted.iter().any(|w| p.name.contains(w)))
             .collect();
         ensure!(!all.is_empty(), "no path is called like that");
-        let clients = vec![standard, vanguards, arti, to_unlisted];
-        let paths = Self { lab, latency, all, bridge, _running: (clients, running, link, folder) };
+        let ours = (vec![standard, vanguards, to_onion, arti, to_unlisted], vec![bridge, onion_bridge]);
+        let paths = Self { lab, latency, all, _running: (ours, running, link, folder) };
         paths.warm_up().await?;
         Ok(paths)
     }
@@ -168,8 +170,8 @@ impl Paths {
 
     /// Takes everything down.
     pub async fn shutdown(self) -> anyhow::Result<()> {
-        let Self { lab, bridge, _running, .. } = self;
-        drop((bridge, _running));
+        let Self { lab, _running, .. } = self;
+        drop(_running);
         lab.shutdown(false).await?;
         Ok(())
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use testnet::Scheduler;
 
 use crate::figures::Unit;
-use crate::paths;
+use crate::{engine, paths};
 use crate::stats::{self, Comparison};
 
 /// One measured value.
@@ -57,12 +57,15 @@ struct Entry {
 }
 
 /// Who is held against whom.
-const COMPARED: [(&str, &str); 5] = [
+const COMPARED: [(&str, &str); 8] = [
     (paths::CIRCUIT, paths::PLAIN),
     (paths::CIRCUIT, paths::PLAIN_ARTI),
     (paths::CIRCUIT_VANGUARDS, paths::PLAIN),
     (paths::CIRCUIT, paths::UNLISTED),
     (paths::CIRCUIT, paths::EEBT_PROTOTYPE),
+    (paths::ONION, paths::HEBTOR_PROTOTYPE),
+    (paths::ONION, paths::PLAIN),
+    (engine::ENGINE, engine::BARE),
 ];
 
 /// All results of one run.
@@ -253,7 +256,8 @@ fn shown(unit: Unit, value: f64) -> String {
         Unit::CpuSecondsPer100Mb => format!("{value:.2} s"),
         Unit::SwitchesPer100Mb => format!("{:.1} k", value / 1e3),
         Unit::Kilobytes => format!("{value:.1} kB"),
-        Unit::StreamsPerSecond => format!("{value:.0} /s"),
+        Unit::PerSecond if value > 1e6 => format!("{:.1} M/s", value / 1e6),
+        Unit::PerSecond => format!("{value:.0} /s"),
     }
 }
 

@@ -5,17 +5,22 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arti_client::TorClient;
-use eebt_proto::BridgeLine;
 use eebt_proto::special_use::special_use;
-use eebt_tor::TorRuntime;
+use eebt_proto::{BridgeLine, Reach};
+use eebt_tor::{OnionConnector, OnionError, TorRuntime};
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tor_netdir::{NetDirProvider, Timeliness};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, ReachKind};
 use crate::consensus::{Consensus, own_addresses};
 use crate::egress::Egress;
-use crate::ingress::circuit::{CircuitIngress, IngressError};
+use crate::ingress::IngressError;
+use crate::ingress::circuit::CircuitIngress;
+use crate::ingress::onion::{OnionIngress, until_reachable};
 use crate::keys::{BridgeKeys, KeysError};
 use crate::resolve::{ResolveError, Resolver};
 use crate::status::{self, Phase, Status};
@@ -37,9 +42,12 @@ pub enum RunError {
     /// The keys.
     #[error(transparent)]
     Keys(#[from] KeysError),
-    /// The relay side.
+    /// The relay side, or the onion service.
     #[error(transparent)]
     Ingress(#[from] IngressError),
+    /// Circuits to our own onion service.
+    #[error(transparent)]
+    Onion(#[from] OnionError),
     /// The resolver.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
@@ -78,8 +86,8 @@ impl ExitBridge {
         Arc::clone(&self.status)
     }
 
-    /// Runs until `shutdown`, or the end of its life; then drains. `ready` is called once, with the
-    /// bridge line, when the exit bridge serves.
+    /// Runs until `shutdown`, or the end of its life; then drains. `ready` is called once, with a
+    /// bridge line for each way to reach it, when the exit bridge serves.
     ///
     /// Nobody is listened to before there is a consensus to tell relays from strangers.
     ///
@@ -89,7 +97,7 @@ impl ExitBridge {
         self,
         runtime: TorRuntime,
         shutdown: CancellationToken,
-        ready: impl FnOnce(&BridgeLine),
+        ready: impl FnOnce(&[BridgeLine]),
     ) -> Result<(), RunError> {
         let Self { config, tor_config, keys, status } = self;
         let expires = config.end_of_life(SystemTime::now());
@@ -108,7 +116,7 @@ impl ExitBridge {
 
         let tor = |e: arti_client::Error| RunError::Tor(Box::new(e));
         let client = TorClient::with_runtime(runtime.clone())
-            .config(tor_config)
+            .config(tor_config.clone())
             .create_unbootstrapped_async()
             .await
             .map_err(tor)?;
@@ -119,15 +127,11 @@ impl ExitBridge {
         }
         let provider: Arc<dyn NetDirProvider> = client.dirmgr().map_err(tor)?;
 
-        let addr = config.listen;
-        let listen = |source| RunError::Listen { field: "listen", addr, source };
-        let listener = TcpListener::bind(addr).await.map_err(listen)?;
-        let address = match config.address {
-            Some(address) => address,
-            None => reachable(listener.local_addr().map_err(listen)?)?,
+        let listener = match config.reach.contains(&ReachKind::Circuit) {
+            true => Some(listen(&config).await?),
+            false => None,
         };
-        let advertised = vec![address];
-        let ours = advertised.iter().map(SocketAddr::ip).chain(config.egress_address).collect();
+        let ours = listener.iter().map(|(_, addr)| addr.ip()).chain(config.egress_address).collect();
         let consensus = Arc::new(Consensus::new(Arc::clone(&provider), config.allow_ingress.clone(), ours));
         let egress = Arc::new(Egress::new(
             config.exit_policy(),
@@ -137,19 +141,36 @@ impl ExitBridge {
             config.limits.clone(),
             Arc::clone(&status),
         ));
-        let params = provider.params();
-        let ingress = CircuitIngress::new(
-            &runtime,
-            &keys,
-            advertised.clone(),
-            &config.limits,
-            Arc::clone(&consensus),
-            params.as_ref().as_ref(),
-        )?;
+        let close = CancellationToken::new();
+        let mut reaches = Vec::new();
+        let mut serving = FuturesUnordered::<BoxFuture<'_, ()>>::new();
+        if let Some((listener, address)) = listener {
+            let params = provider.params();
+            let (consensus, params) = (Arc::clone(&consensus), params.as_ref().as_ref());
+            let addresses = vec![address];
+            let ingress =
+                CircuitIngress::new(&runtime, &keys, addresses.clone(), &config.limits, consensus, params)?;
+            reaches.push(Reach::Circuit(keys.circuit_reach(addresses)));
+            let (egress, close) = (Arc::clone(&egress), close.clone());
+            serving.push(ingress.run(listener, Arc::clone(&provider), egress, close).boxed());
+        }
+        if config.reach.contains(&ReachKind::Onion) {
+            let ingress = OnionIngress::launch(&client, keys)?;
+            let reach = ingress.reach().clone();
+            serving.push(ingress.run(Arc::clone(&egress), close.clone()).boxed());
+            let connector = OnionConnector::new(Arc::clone(&client), &tor_config)?;
+            tokio::select! {
+                () = until_reachable(&connector, &reach) => reaches.push(Reach::Onion(reach)),
+                () = serving.select_next_some() => {}
+                () = shutdown.cancelled() => return Ok(()),
+                () = sleep_until(expires) => return Err(RunError::Expired),
+            }
+        }
 
         status.set_phase(Phase::Serving);
         tracing::info!(relays = consensus.relays(), "serving");
-        ready(&keys.bridge_line(advertised, config.policy.clone(), Some(expires)));
+        let line = |reach| BridgeLine { reach, ports: config.policy.clone(), expires: Some(expires) };
+        ready(&reaches.into_iter().map(line).collect::<Vec<_>>());
 
         let stop = async {
             tokio::select! {
@@ -158,21 +179,31 @@ impl ExitBridge {
             }
             status.set_phase(Phase::Draining);
         };
-        let close = CancellationToken::new();
-        let serving = ingress.run(listener, provider, Arc::clone(&egress), close.clone());
         let ending = async {
             stop.await;
             close.cancel();
             egress.drain(config.drain).await;
         };
         tokio::select! {
-            () = serving => {}
+            () = serving.select_next_some() => {}
             () = consensus.follow() => {}
             () = ending => {}
         }
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// A listener for channels, and the address that relays reach it by.
+async fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), RunError> {
+    let addr = config.listen;
+    let failed = |source| RunError::Listen { field: "listen", addr, source };
+    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    let address = match config.address {
+        Some(address) => address,
+        None => reachable(listener.local_addr().map_err(failed)?)?,
+    };
+    Ok((listener, address))
 }
 
 /// Waits for a consensus that is valid now, with most of its relays.

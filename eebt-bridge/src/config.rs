@@ -22,7 +22,9 @@ const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 pub struct Config {
     /// Folder of the keys, made by `eebt-bridge keygen` or at the first start.
     pub keys: PathBuf,
-    /// Where channels from relays arrive. Port 0: a random one.
+    /// How clients reach it: one bridge line for each.
+    pub reach: Vec<ReachKind>,
+    /// Where channels from relays arrive, for reach `circuit`. Port 0: a random one.
     pub listen: SocketAddr,
     /// Address in the bridge line, when it is another than `listen`.
     pub address: Option<SocketAddr>,
@@ -60,10 +62,21 @@ pub struct Config {
     pub tor: toml::Table,
 }
 
+/// A way for clients to reach an exit bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReachKind {
+    /// Circuits are extended to it: it needs an address and an open port.
+    Circuit,
+    /// As an onion service: from behind any NAT.
+    Onion,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             keys: "keys".into(),
+            reach: vec![ReachKind::Circuit],
             listen: (Ipv4Addr::UNSPECIFIED, 0).into(),
             address: None,
             egress_address: None,
@@ -154,6 +167,9 @@ impl Config {
     /// [`ConfigError::Field`].
     pub fn check(&self) -> Result<(), ConfigError> {
         let bad = |field, problem: &str| Err(ConfigError::Field { field, problem: problem.to_owned() });
+        if self.reach.is_empty() {
+            return bad("reach", "must be \"circuit\", \"onion\" or both");
+        }
         if self.lifetime.is_some_and(|l| l.is_zero() || l > MAX_LIFETIME) {
             return bad("lifetime", "must be more than 0 and at most 7 days");
         }
@@ -192,7 +208,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Tor`].
     pub fn tor_client_config(&self) -> Result<arti_client::TorClientConfig, ConfigError> {
-        // We need a consensus and no circuits of our own: build none ahead of need.
+        // We open no streams through Tor exits: build no circuits for them ahead of need.
         let mut preemptive = toml::Table::new();
         preemptive.insert("initial_predicted_ports".into(), toml::Value::Array(Vec::new()));
         let mut base = toml::Table::new();
@@ -273,6 +289,8 @@ mod tests {
         for (text, named) in [
             ("colour = 1", "colour"),
             ("listen = \"nowhere\"", "listen"),
+            ("reach = []", "reach"),
+            ("reach = [\"tunnel\"]", "reach"),
             ("policy = \"http\"", "policy"),
             ("lifetime = \"9 days\"", "lifetime"),
             ("lifetime = \"0s\"", "lifetime"),

@@ -257,7 +257,7 @@ impl Egress {
 
     /// Copies both ways until one side is done, nothing came for the idle time, or an error. Tor
     /// has no half-closed streams: the end of either direction is the end of the stream.
-    pub(crate) async fn copy(
+    pub async fn copy(
         &self,
         tor: impl AsyncRead + AsyncWrite + Unpin,
         tcp: TcpStream,

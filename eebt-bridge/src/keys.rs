@@ -1,7 +1,8 @@
 //! The keys of an exit bridge, and the certificates that its channels show.
 //!
-//! Three keys are kept on disk, by Arti's own key store (OpenSSH format, permissions checked): the
-//! Ed25519 and RSA identities and the ntor onion key. They are what a bridge line names. The signing
+//! Four keys are kept on disk, by Arti's own key store (OpenSSH format, permissions checked): for
+//! circuits the Ed25519 and RSA identities and the ntor onion key, and the identity of an onion
+//! service. They are what bridge lines name. The signing
 //! and link keys (tor-spec, "Relay keys and identities") are born at each start and live in memory
 //! only; they are valid for longer than any exit bridge lives, so nothing rotates.
 
@@ -12,10 +13,11 @@ use std::time::{Duration, SystemTime};
 
 use derive_deftly::Deftly;
 use eebt_proto::limits::MAX_LIFETIME;
-use eebt_proto::{BridgeLine, CircuitReach, PortSet, Reach};
+use eebt_proto::{CircuitReach, OnionReach};
 use fs_mistrust::Mistrust;
 use tor_basic_utils::rand_hostname::random_hostname;
 use tor_cert::x509::TlsKeyAndCert;
+use tor_hscrypto::pk::{HsIdKey, HsIdKeypair};
 use tor_key_forge::{Keygen, ToEncodableCert, ToEncodableKey};
 use tor_keymgr::{
     ArtiNativeKeystore, KeyMgr, KeyMgrBuilder, KeySpecifier, derive_deftly_template_KeySpecifier,
@@ -30,7 +32,7 @@ use tor_relay_crypto::{gen_link_cert, gen_signing_cert, gen_tls_cert};
 
 /// Subprotocols that a circuit exit bridge speaks and its bridge line names: congestion control,
 /// ntor-v3 and counter galois onion among them (tor-spec, "Subprotocol versioning").
-const PROTOCOLS: &str = eebt_proto::line::DEFAULT_PROTOCOLS;
+const PROTOCOLS: &str = eebt_proto::reach::DEFAULT_PROTOCOLS;
 
 /// Where the Ed25519 identity is kept.
 #[derive(Deftly, PartialEq, Debug)]
@@ -56,11 +58,21 @@ struct RsaIdentitySpecifier;
 #[deftly(summary = "Onion key of a circuit exit bridge")]
 struct NtorSpecifier;
 
+/// Where the onion service's identity is kept.
+#[derive(Deftly, PartialEq, Debug)]
+#[derive_deftly(KeySpecifier)]
+#[deftly(prefix = "exit_bridge")]
+#[deftly(role = "KS_hs_id")]
+#[deftly(summary = "Identity of an onion exit bridge")]
+struct ServiceSpecifier;
+
 /// The lasting keys of one exit bridge.
 pub struct BridgeKeys {
     identity: RelayIdentityKeypair,
     rsa_identity: RelayIdentityRsaKeypair,
     ntor: RelayNtorKeypair,
+    /// The identity of its onion service.
+    pub(crate) service: HsIdKeypair,
 }
 
 /// Why keys can't be made or read.
@@ -118,6 +130,7 @@ impl BridgeKeys {
             identity: key(&store, dir, &IdentitySpecifier)?,
             rsa_identity: key(&store, dir, &RsaIdentitySpecifier)?,
             ntor: key(&store, dir, &NtorSpecifier)?,
+            service: key(&store, dir, &ServiceSpecifier)?,
         })
     }
 
@@ -127,21 +140,20 @@ impl BridgeKeys {
         Ok(found.is_some())
     }
 
-    /// The bridge line of an exit bridge with these keys.
-    pub fn bridge_line(
-        &self,
-        addresses: Vec<SocketAddr>,
-        ports: PortSet,
-        expires: Option<SystemTime>,
-    ) -> BridgeLine {
-        let reach = CircuitReach {
+    /// How circuits are extended to an exit bridge with these keys.
+    pub fn circuit_reach(&self, addresses: Vec<SocketAddr>) -> CircuitReach {
+        CircuitReach {
             addresses,
             ed25519: bytes(self.identity.to_ed25519_id().as_bytes()),
             rsa: bytes(self.rsa_identity.to_rsa_identity().as_bytes()),
             ntor: *self.ntor.public().inner().as_bytes(),
             protocols: PROTOCOLS.to_owned(),
-        };
-        BridgeLine { reach: Reach::Circuit(reach), ports, expires }
+        }
+    }
+
+    /// How the onion service of an exit bridge with these keys is found.
+    pub fn onion_reach(&self) -> OnionReach {
+        OnionReach { service: bytes(HsIdKey::from(&self.service).id().as_ref()) }
     }
 
     /// The keys for circuit handshakes.
@@ -237,13 +249,12 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let dir = tmp.path().join("keys");
         assert!(matches!(BridgeKeys::load(&dir), Err(KeysError::Missing(_))));
-        let line = |keys: BridgeKeys| {
-            keys.bridge_line(vec!["198.51.100.7:443".parse().unwrap()], PortSet::web(), None).to_string()
+        let reach = |keys: BridgeKeys| {
+            (keys.circuit_reach(vec!["198.51.100.7:443".parse().unwrap()]), keys.onion_reach())
         };
-        let made = line(BridgeKeys::generate(&dir).unwrap());
+        let made = reach(BridgeKeys::generate(&dir).unwrap());
         assert!(matches!(BridgeKeys::generate(&dir), Err(KeysError::Exist(_))));
-        assert_eq!(line(BridgeKeys::load(&dir).unwrap()), made);
-        assert!(made.parse::<BridgeLine>().is_ok());
+        assert!(reach(BridgeKeys::load(&dir).unwrap()) == made);
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Limits {
     pub total_bytes: Rate,
     /// Channels open at once.
     pub channels: u32,
+    /// Rendezvous circuits open at once: clients of the onion service.
+    pub rendezvous_circuits: u32,
     /// Channel handshakes going on at once.
     pub handshakes: u32,
     /// Channel handshakes going on at once from one address.
@@ -61,6 +63,7 @@ impl Default for Limits {
             connects: 512,
             total_bytes: Rate { per_second: 125e6, burst: 1250e6 },
             channels: 4096,
+            rendezvous_circuits: 1024,
             handshakes: 64,
             handshakes_per_address: 8,
             handshake_timeout: Duration::from_secs(10),
@@ -86,6 +89,7 @@ impl Limits {
             ("limits.bytes", rate_ok(&self.bytes) && self.bytes.burst >= 65536.0),
             ("limits.streams", self.streams > 0),
             ("limits.channels", self.channels > 0),
+            ("limits.rendezvous_circuits", self.rendezvous_circuits > 0),
             ("limits.handshakes", self.handshakes > 0),
             ("limits.handshakes_per_address", self.handshakes_per_address > 0),
             ("limits.connects", self.connects > 0),

@@ -1,11 +1,14 @@
 //! `eebt-bridge`: parse arguments, load the configuration, run, exit code.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use eebt_bridge::config::ReachKind;
 use eebt_bridge::{BridgeKeys, Config, ExitBridge};
+use eebt_proto::{BridgeLine, Reach};
 use tokio_util::sync::CancellationToken;
 use tor_rtcompat::ToplevelBlockOn as _;
 
@@ -65,17 +68,28 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Line(args) => {
             let config = args.load()?;
-            let address = config
-                .address
-                .or(Some(config.listen).filter(|a| a.port() != 0 && !a.ip().is_unspecified()))
-                .context("address: not set, and listen has no fixed address and port to take its place")?;
-            let expires = config.expires;
-            let line = BridgeKeys::load(&config.keys)?.bridge_line(vec![address], config.policy, expires);
-            print(&line);
+            let keys = BridgeKeys::load(&config.keys)?;
+            let mut lines = Vec::new();
+            for reach in &config.reach {
+                let reach = match reach {
+                    ReachKind::Circuit => Reach::Circuit(keys.circuit_reach(vec![fixed_address(&config)?])),
+                    ReachKind::Onion => Reach::Onion(keys.onion_reach()),
+                };
+                lines.push(BridgeLine { reach, ports: config.policy.clone(), expires: config.expires });
+            }
+            print(&lines);
             Ok(())
         }
         Command::Run(args) => serve(args.load()?),
     }
+}
+
+/// The address in the bridge line, where it is known before the exit bridge runs.
+fn fixed_address(config: &Config) -> anyhow::Result<SocketAddr> {
+    config
+        .address
+        .or(Some(config.listen).filter(|a| a.port() != 0 && !a.ip().is_unspecified()))
+        .context("address: not set, and listen has no fixed address and port to take its place")
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
@@ -101,10 +115,10 @@ fn raise_file_limit() {
     }
 }
 
-/// The one place that writes to stdout: data, a bridge line.
+/// The one place that writes to stdout: data, bridge lines.
 #[allow(clippy::print_stdout)]
-fn print(line: &eebt_proto::BridgeLine) {
-    println!("{line}");
+fn print(lines: &[BridgeLine]) {
+    lines.iter().for_each(|line| println!("{line}"));
 }
 
 /// SIGTERM or Ctrl-C: stop taking streams and drain. A second one ends at once, by default.

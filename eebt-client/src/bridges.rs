@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant, SystemTime};
 
-use eebt_proto::{BridgeLine, Reach};
+use eebt_proto::BridgeLine;
 use rand::seq::IteratorRandom as _;
 
 /// How long an exit bridge that failed once is left alone; doubled with each failure in a row.
@@ -19,7 +19,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Most groups that are remembered.
 const MAX_GROUPS: usize = 10_000;
 
-/// Which exit bridge: its Ed25519 identity. Not for logs; see [`Bridges::ordinal`].
+/// Which exit bridge: its Ed25519 identity, as a relay or as an onion service. Not for logs; see
+/// [`Bridges::ordinal`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BridgeId([u8; 32]);
 
@@ -63,8 +64,7 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
     pub fn replace(&mut self, lines: impl IntoIterator<Item = BridgeLine>) {
         let mut old: HashMap<BridgeId, Known> = self.known.drain(..).map(|k| (k.id, k)).collect();
         for line in lines {
-            let Reach::Circuit(reach) = &line.reach;
-            let id = BridgeId(reach.ed25519);
+            let id = BridgeId(*line.reach.identity());
             if self.known.iter().any(|k| k.id == id) {
                 continue;
             }
@@ -147,7 +147,7 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use eebt_proto::{CircuitReach, PortSet};
+    use eebt_proto::{CircuitReach, PortSet, Reach};
 
     fn line(n: u8, ports: &str, expires: Option<SystemTime>) -> BridgeLine {
         let reach = CircuitReach {

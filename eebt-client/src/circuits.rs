@@ -11,9 +11,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arti_client::TorClient;
-use eebt_proto::{BridgeLine, Reach};
-use eebt_tor::TorRuntime;
+use arti_client::{TorClient, TorClientConfig};
+use eebt_proto::{BridgeLine, CircuitReach, Reach};
+use eebt_tor::{OnionConnector, OnionError, TorRuntime};
+use tor_circmgr::CircMgrConfig as _;
 use tor_circmgr::build::exit_circparams_from_netparams;
 use tor_circmgr::isolation::StreamIsolation;
 use tor_circmgr::path::TorPath;
@@ -46,8 +47,23 @@ pub struct Circuit {
 }
 
 enum Tunnel {
+    /// Extended by us, from a plain path.
     Standard(ClientDataTunnel),
+    /// Extended by us, from a path with vanguards.
     Vanguards(ClientOnionServiceDataTunnel),
+    /// To an onion service; Arti's connector holds it too.
+    Onion(Arc<ClientOnionServiceDataTunnel>),
+}
+
+impl Tunnel {
+    /// The two types that Arti has for it, with the same calls.
+    fn kind(&self) -> Result<&ClientDataTunnel, &ClientOnionServiceDataTunnel> {
+        match self {
+            Self::Standard(tunnel) => Ok(tunnel),
+            Self::Vanguards(tunnel) => Err(tunnel),
+            Self::Onion(tunnel) => Err(tunnel),
+        }
+    }
 }
 
 /// Why there is no circuit. Carries no address of the exit bridge.
@@ -61,6 +77,15 @@ pub enum CircuitError {
     ExitBridge(String),
 }
 
+impl From<OnionError> for CircuitError {
+    fn from(error: OnionError) -> Self {
+        match error {
+            OnionError::Tor(error) => Self::Tor(error),
+            OnionError::Service(error) => Self::ExitBridge(error),
+        }
+    }
+}
+
 fn tor_error(error: impl std::error::Error + 'static) -> CircuitError {
     CircuitError::Tor(error.report().to_string())
 }
@@ -68,7 +93,9 @@ fn tor_error(error: impl std::error::Error + 'static) -> CircuitError {
 /// The circuits of one client.
 pub struct Circuits<G> {
     tor: Arc<TorClient<TorRuntime>>,
+    onions: OnionConnector,
     path: PathKind,
+    /// Which addresses are too near each other for one circuit.
     subnets: SubnetConfig,
     slots: Mutex<HashMap<(BridgeId, G), Slot>>,
     spares: Mutex<HashMap<BridgeId, Spare>>,
@@ -85,9 +112,18 @@ enum Spare {
 type Slot = Arc<tokio::sync::Mutex<Option<Circuit>>>;
 
 impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
-    /// None yet. `subnets` says which addresses are too near each other for one circuit.
-    pub fn new(tor: Arc<TorClient<TorRuntime>>, path: PathKind, subnets: SubnetConfig) -> Self {
-        Self { tor, path, subnets, slots: Mutex::default(), spares: Mutex::default() }
+    /// None yet.
+    ///
+    /// # Errors
+    /// [`CircuitError::Tor`] when `tor` was not bootstrapped.
+    pub fn new(
+        tor: Arc<TorClient<TorRuntime>>,
+        path: PathKind,
+        config: &TorClientConfig,
+    ) -> Result<Self, CircuitError> {
+        let onions = OnionConnector::new(Arc::clone(&tor), config)?;
+        let subnets = config.path_rules().subnet_config();
+        Ok(Self { tor, onions, path, subnets, slots: Mutex::default(), spares: Mutex::default() })
     }
 
     /// The circuit of `group` to an exit bridge, built where there is none.
@@ -193,11 +229,19 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
     }
 
     async fn try_path(&self, line: &BridgeLine) -> Result<Circuit, CircuitError> {
+        let tunnel = match &line.reach {
+            Reach::Circuit(reach) => self.extended(&circ_target(reach)?).await?,
+            Reach::Onion(reach) => Tunnel::Onion(self.onions.circuit(reach.service).await?),
+        };
+        Ok(Circuit { tunnel: Arc::new(tunnel), since: Instant::now() })
+    }
+
+    /// A path through Tor, extended to a circuit exit bridge.
+    async fn extended(&self, target: &OwnedCircTarget) -> Result<Tunnel, CircuitError> {
         let netdir = self.tor.dirmgr().map_err(tor_error)?.timely_netdir().map_err(tor_error)?;
         let params = exit_circparams_from_netparams(netdir.params()).map_err(tor_error)?;
-        let target = circ_target(line)?;
         let tunnel = match self.path {
-            PathKind::Standard => match self.two_hops(&netdir, &target).await? {
+            PathKind::Standard => match self.two_hops(&netdir, target).await? {
                 Some(path) => {
                     let circmgr = self.tor.circmgr().map_err(tor_error)?;
                     let usage = tor_chanmgr::ChannelUsage::UserTraffic;
@@ -211,13 +255,13 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
             PathKind::Vanguards => self.stem(&netdir).await?,
         };
         let extend = async {
-            match &tunnel {
-                Tunnel::Standard(t) => t.extend(&target, params).await,
-                Tunnel::Vanguards(t) => t.extend(&target, params).await,
+            match tunnel.kind() {
+                Ok(t) => t.extend(target, params).await,
+                Err(t) => t.extend(target, params).await,
             }
         };
         match tokio::time::timeout(EXTEND_TIMEOUT, extend).await {
-            Ok(Ok(())) => Ok(Circuit { tunnel: Arc::new(tunnel), since: Instant::now() }),
+            Ok(Ok(())) => Ok(tunnel),
             Ok(Err(error)) => Err(CircuitError::ExitBridge(error.report().to_string())),
             Err(_) => Err(CircuitError::ExitBridge("no answer in time".to_owned())),
         }
@@ -285,8 +329,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// A bridge line in Arti's terms.
-fn circ_target(line: &BridgeLine) -> Result<OwnedCircTarget, CircuitError> {
-    let Reach::Circuit(reach) = &line.reach;
+fn circ_target(reach: &CircuitReach) -> Result<OwnedCircTarget, CircuitError> {
     let bad = |field: &str| CircuitError::ExitBridge(format!("its bridge line is unusable: {field}"));
     let mut builder = OwnedCircTarget::builder();
     builder
@@ -309,17 +352,17 @@ impl Circuit {
 
     /// Is it gone?
     pub fn is_closed(&self) -> bool {
-        match &*self.tunnel {
-            Tunnel::Standard(t) => t.is_closed(),
-            Tunnel::Vanguards(t) => t.is_closed(),
+        match self.tunnel.kind() {
+            Ok(t) => t.is_closed(),
+            Err(t) => t.is_closed(),
         }
     }
 
     /// A name for the log that is worth nothing outside of this process.
     pub fn log_name(&self) -> String {
-        match &*self.tunnel {
-            Tunnel::Standard(t) => t.unique_id().to_string(),
-            Tunnel::Vanguards(t) => t.unique_id().to_string(),
+        match self.tunnel.kind() {
+            Ok(t) => t.unique_id().to_string(),
+            Err(t) => t.unique_id().to_string(),
         }
     }
 
@@ -330,9 +373,9 @@ impl Circuit {
     pub async fn begin(&self, host: &str, port: u16, optimistic: bool) -> tor_circmgr::Result<DataStream> {
         let mut params = StreamParameters::default();
         params.optimistic(optimistic);
-        match &*self.tunnel {
-            Tunnel::Standard(t) => t.begin_stream(host, port, Some(params)).await,
-            Tunnel::Vanguards(t) => t.begin_stream(host, port, Some(params)).await,
+        match self.tunnel.kind() {
+            Ok(t) => t.begin_stream(host, port, Some(params)).await,
+            Err(t) => t.begin_stream(host, port, Some(params)).await,
         }
     }
 
@@ -341,9 +384,9 @@ impl Circuit {
     /// # Errors
     /// Arti's.
     pub async fn resolve(&self, host: &str) -> tor_circmgr::Result<Option<Vec<IpAddr>>> {
-        match &*self.tunnel {
-            Tunnel::Standard(t) => t.resolve(host).await.map(Some),
-            Tunnel::Vanguards(_) => Ok(None),
+        match self.tunnel.kind() {
+            Ok(t) => t.resolve(host).await.map(Some),
+            Err(_) => Ok(None),
         }
     }
 
@@ -352,9 +395,9 @@ impl Circuit {
     /// # Errors
     /// Arti's.
     pub async fn resolve_ptr(&self, ip: IpAddr) -> tor_circmgr::Result<Option<Vec<String>>> {
-        match &*self.tunnel {
-            Tunnel::Standard(t) => t.resolve_ptr(ip).await.map(Some),
-            Tunnel::Vanguards(_) => Ok(None),
+        match self.tunnel.kind() {
+            Ok(t) => t.resolve_ptr(ip).await.map(Some),
+            Err(_) => Ok(None),
         }
     }
 }

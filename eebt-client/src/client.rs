@@ -11,10 +11,9 @@ use eebt_tor::TorRuntime;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tor_circmgr::CircMgrConfig as _;
 
 use crate::bridges::{Bridges, Now};
-use crate::circuits::Circuits;
+use crate::circuits::{CircuitError, Circuits};
 use crate::config::{Config, ConfigError, parse_bridge_lines};
 use crate::connect::Connector;
 use crate::listen;
@@ -43,6 +42,9 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
+    /// No circuits of our own.
+    #[error(transparent)]
+    Circuits(#[from] CircuitError),
     /// The Tor network can't be reached.
     #[error("cannot reach the Tor network")]
     Tor(#[source] Box<arti_client::Error>),
@@ -84,10 +86,9 @@ impl Client {
             listeners.push(TcpListener::bind(addr).await.map_err(listen)?);
         }
 
-        let subnets = tor_config.path_rules().subnet_config();
         let tor_failed = |e: arti_client::Error| RunError::Tor(Box::new(e));
         let tor = TorClient::with_runtime(runtime)
-            .config(tor_config)
+            .config(tor_config.clone())
             .create_unbootstrapped_async()
             .await
             .map_err(tor_failed)?;
@@ -99,7 +100,7 @@ impl Client {
         let mut bridges = Bridges::default();
         bridges.replace(config.bridges.iter().chain(&from_file).cloned());
         tracing::info!(exit_bridges = bridges.alive(Now::read()), "connected to the Tor network");
-        let circuits = Arc::new(Circuits::new(Arc::clone(&tor), config.path, subnets));
+        let circuits = Arc::new(Circuits::new(Arc::clone(&tor), config.path, &tor_config)?);
         let connector = Arc::new(Connector::new(tor, circuits, bridges, &config));
 
         let slots = Arc::new(Semaphore::new(config.connections as usize));

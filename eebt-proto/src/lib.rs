@@ -11,10 +11,12 @@ pub mod limits;
 pub mod line;
 pub mod policy;
 pub mod ports;
+pub mod reach;
 pub mod special_use;
 pub mod target;
 
-pub use line::{BridgeLine, CircuitReach, LineError, Reach};
+pub use line::{BridgeLine, LineError};
 pub use policy::{ExitPolicy, Refusal, Surroundings};
 pub use ports::{PortSet, PortSetError};
+pub use reach::{CircuitReach, OnionReach, Reach};
 pub use target::{Host, Target, TargetError};

@@ -3,23 +3,24 @@
 //! ```text
 //! eebt1 circuit address=198.51.100.7:44321 ed25519=…43… rsa=…40… ntor=…43…
 //!       protocols=FlowCtrl=1-2;Relay=1-6 ports=80,443 expires=2026-12-01T12:00:00Z check=89abcdef
+//! eebt1 onion address=…56….onion ports=80,443 check=89abcdef
 //! ```
-//! (on one line.) First the version, then the reach, then `key=value` words in any order. Unknown
+//! (each on one line.) First the version, then the reach, then `key=value` words in any order. Unknown
 //! keys are ignored, so that a newer line works in an older client. `check` is the first 32 bits of
 //! the SHA-256 of all words before it joined by single spaces; it catches a slip of the keyboard or
 //! a cut-off copy, not an enemy. Full grammar: `docs/protocol.md`.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::SystemTime;
 
-use data_encoding::{BASE64_NOPAD, HEXLOWER};
+use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
-use crate::limits::{MAX_ADDRESSES, MAX_LINE_LEN};
+use crate::limits::MAX_LINE_LEN;
 use crate::ports::PortSet;
+use crate::reach::Reach;
 
 /// First word of a bridge line of this version.
 const VERSION: &str = "eebt1";
@@ -36,32 +37,6 @@ pub struct BridgeLine {
     pub expires: Option<SystemTime>,
 }
 
-/// How an exit bridge is reached.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub enum Reach {
-    /// A circuit is extended to it.
-    Circuit(CircuitReach),
-}
-
-/// All that a client needs to extend a circuit to an unlisted relay (tor-spec, "EXTEND and EXTENDED
-/// cells").
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct CircuitReach {
-    /// OR ports, 1 to [`MAX_ADDRESSES`]; the middle relay picks one that it can reach.
-    pub addresses: Vec<SocketAddr>,
-    /// Ed25519 identity key.
-    pub ed25519: [u8; 32],
-    /// RSA identity: SHA-1 of the legacy identity key.
-    pub rsa: [u8; 20],
-    /// Curve25519 onion key for ntor and ntor-v3.
-    pub ntor: [u8; 32],
-    /// Subprotocol versions in the form of a descriptor's `proto` line (dir-spec), for the handshake.
-    pub protocols: String,
-}
-
-/// Protocols that are assumed of a circuit exit bridge whose line names none.
-pub const DEFAULT_PROTOCOLS: &str = "FlowCtrl=1-2 Relay=1-6";
-
 /// Why a text is no bridge line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineError {
@@ -75,7 +50,7 @@ pub enum LineError {
     #[error("bridge line: version: expected \"{VERSION}\", found {0:?}")]
     Version(String),
     /// Second word is not ours.
-    #[error("bridge line: reach: expected \"circuit\", found {0:?}")]
+    #[error("bridge line: reach: expected \"circuit\" or \"onion\", found {0:?}")]
     Reach(String),
     /// A word without `=`.
     #[error("bridge line: {0:?} is not of the form key=value")]
@@ -102,7 +77,7 @@ pub enum LineError {
 }
 
 /// A [`LineError::Field`].
-fn field(field: &'static str, problem: impl Into<String>) -> LineError {
+pub(crate) fn field(field: &'static str, problem: impl Into<String>) -> LineError {
     LineError::Field { field, problem: problem.into() }
 }
 
@@ -144,10 +119,7 @@ impl FromStr for BridgeLine {
             Some(&VERSION) => {}
             Some(other) => return Err(LineError::Version((*other).to_owned())),
         }
-        match words.get(1) {
-            Some(&"circuit") => {}
-            other => return Err(LineError::Reach(other.copied().unwrap_or_default().to_owned())),
-        }
+        let reach = words.get(1).copied().unwrap_or_default();
         let mut values = BTreeMap::new();
         for (i, word) in words.iter().enumerate().skip(2) {
             let (key, value) =
@@ -164,73 +136,13 @@ impl FromStr for BridgeLine {
                 }
             }
         }
-        let get = |key: &'static str| values.get(key).copied().ok_or(LineError::Missing(key));
         Ok(Self {
-            reach: Reach::Circuit(CircuitReach {
-                addresses: addresses(get("address")?)?,
-                ed25519: key_32("ed25519", get("ed25519")?)?,
-                rsa: rsa(get("rsa")?)?,
-                ntor: key_32("ntor", get("ntor")?)?,
-                protocols: values
-                    .get("protocols")
-                    .copied()
-                    .map_or(Ok(DEFAULT_PROTOCOLS.into()), protocols)?,
-            }),
+            reach: Reach::from_values(reach, &values)?,
             ports: values
                 .get("ports")
                 .map_or(Ok(PortSet::web()), |v| v.parse().map_err(|e| field("ports", format!("{e}"))))?,
             expires: values.get("expires").map(|v| expires(v)).transpose()?,
         })
-    }
-}
-
-fn addresses(value: &str) -> Result<Vec<SocketAddr>, LineError> {
-    let all = value
-        .split(',')
-        .map(|a| match a.parse::<SocketAddr>() {
-            Ok(addr) if addr.port() != 0 && !addr.ip().is_unspecified() => Ok(addr),
-            _ => Err(field("address", format!("{a:?} is not IP:PORT (an IPv6 address stands in [ ])"))),
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    if all.len() > MAX_ADDRESSES {
-        return Err(field("address", format!("more than {MAX_ADDRESSES}")));
-    }
-    Ok(all)
-}
-
-fn key_32(name: &'static str, value: &str) -> Result<[u8; 32], LineError> {
-    BASE64_NOPAD
-        .decode(value.trim_end_matches('=').as_bytes())
-        .ok()
-        .and_then(|bytes| bytes.try_into().ok())
-        .ok_or_else(|| field(name, "expected 32 bytes in base64 (43 characters)"))
-}
-
-fn rsa(value: &str) -> Result<[u8; 20], LineError> {
-    let hex = value.strip_prefix('$').unwrap_or(value).to_ascii_lowercase();
-    HEXLOWER
-        .decode(hex.as_bytes())
-        .ok()
-        .and_then(|bytes| bytes.try_into().ok())
-        .ok_or_else(|| field("rsa", "expected 20 bytes in hexadecimal (40 characters)"))
-}
-
-/// `FlowCtrl=1-2;Relay=1-4,6` to the form with spaces.
-fn protocols(value: &str) -> Result<String, LineError> {
-    let entry_ok = |entry: &str| {
-        entry.split_once('=').is_some_and(|(name, versions)| {
-            !name.is_empty()
-                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-                && versions.bytes().all(|b| b.is_ascii_digit() || b == b'-' || b == b',')
-        })
-    };
-    if value.split(';').all(entry_ok) {
-        Ok(value.replace(';', " "))
-    } else {
-        Err(field(
-            "protocols",
-            "expected Name=versions entries with ; between, such as FlowCtrl=1-2;Relay=1-6",
-        ))
     }
 }
 
@@ -250,17 +162,7 @@ fn is_invisible(c: char) -> bool {
 
 impl fmt::Display for BridgeLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Reach::Circuit(reach) = &self.reach;
-        let addresses: Vec<String> = reach.addresses.iter().map(ToString::to_string).collect();
-        let mut line = format!(
-            "{VERSION} circuit address={} ed25519={} rsa={} ntor={} protocols={} ports={}",
-            addresses.join(","),
-            BASE64_NOPAD.encode(&reach.ed25519),
-            HEXLOWER.encode(&reach.rsa),
-            BASE64_NOPAD.encode(&reach.ntor),
-            reach.protocols.replace(' ', ";"),
-            self.ports,
-        );
+        let mut line = format!("{VERSION} {} ports={}", self.reach, self.ports);
         if let Some(at) = self.expires {
             line.push_str(&format!(" expires={}", humantime::format_rfc3339_seconds(at)));
         }
@@ -277,6 +179,7 @@ impl fmt::Debug for BridgeLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reach::{CircuitReach, DEFAULT_PROTOCOLS, OnionReach};
     use proptest::prelude::*;
     use std::time::{Duration, UNIX_EPOCH};
 
@@ -308,6 +211,18 @@ mod tests {
         let line = golden().to_string();
         assert_eq!(line, format!("{GOLDEN}2c021da1"));
         assert!(line.parse::<BridgeLine>().unwrap() == golden());
+    }
+
+    #[test]
+    fn golden_onion_line_is_written_and_read() {
+        // The example address of rend-spec, "Encoding onion addresses".
+        let address = "pg6mmjiyjmcrsslvykfwnntlaru7p5svn6y2ymmju6nubxndf4pscryd.onion";
+        let text = format!("eebt1 onion address={address} ports=80,443 check=ae547a95");
+        let line: BridgeLine = text.parse().unwrap();
+        let Reach::Onion(reach) = &line.reach else { panic!("not an onion line") };
+        assert_eq!(reach.to_string(), address);
+        assert_eq!(line.to_string(), text);
+        assert!(format!("eebt1 onion address={}", address.to_uppercase()).parse::<BridgeLine>().unwrap() == line);
     }
 
     #[test]
@@ -366,6 +281,10 @@ mod tests {
             (without("ed25519"), "ed25519"),
             (without("rsa"), "rsa"),
             (without("ntor"), "ntor"),
+            ("eebt1 onion".into(), "address"),
+            ("eebt1 onion address=short.onion".into(), "address"),
+            (format!("eebt1 onion address={}", "a".repeat(56)), "address"),
+            (format!("eebt1 onion address={}.onion", "a".repeat(56)), "address"),
             (with("address", "198.51.100.7"), "address"),
             (with("address", "198.51.100.7:0"), "address"),
             (with("address", "0.0.0.0:80"), "address"),
@@ -421,7 +340,14 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "(eebt1 circuit )?(\\PC|[a-z]{1,8}=|[ =;,:0-9]){0,200}") {
+        fn onion_line_and_value_round_trip(service: [u8; 32]) {
+            let reach = Reach::Onion(OnionReach { service });
+            let line = BridgeLine { reach, ports: PortSet::web(), expires: None };
+            prop_assert!(line.to_string().parse::<BridgeLine>().unwrap() == line);
+        }
+
+        #[test]
+        fn no_text_panics(text in "(eebt1 (circuit|onion) )?(\\PC|[a-z]{1,8}=|[ =;,:0-9]){0,200}") {
             let _ = text.parse::<BridgeLine>();
         }
     }

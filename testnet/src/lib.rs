@@ -33,7 +33,7 @@ mod torrc;
 
 pub use delay::{DelayLink, delay_link};
 pub use error::TestNetError;
-pub use network::{TestNet, TestNetBuilder};
+pub use network::{TestNet, TestNetBuilder, UnlistedRelay};
 pub use origins::{Hit, Origin, Origins, OriginsConfig, OriginsError, Ports};
 pub use state::{OriginState, State};
 pub use torrc::{RelayInfo, Role, Scheduler};

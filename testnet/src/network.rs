@@ -20,6 +20,10 @@ use crate::process::Tor;
 use crate::slice::{Slice, free_port};
 use crate::torrc::{self, Common, RelayInfo, Role, Scheduler};
 
+mod guests;
+
+pub use guests::UnlistedRelay;
+
 /// No single wait is longer.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Between two looks at what is waited for.
@@ -158,10 +162,14 @@ pub struct TestNet {
     startup: Duration,
     // Dropped in this order: processes, their links, the folder, the addresses, the lock.
     tors: Vec<Tor>,
-    _links: Vec<DelayLink>,
+    links: Vec<DelayLink>,
     temporary: Option<TempDir>,
     slice: Slice,
     _lock: File,
+    // What every further tor is made with.
+    program: PathBuf,
+    latency: Duration,
+    common: Common,
 }
 
 /// A relay before it runs: what its torrc says, less the text.
@@ -217,30 +225,24 @@ impl TestNet {
         }
         let empty = dir.join("empty");
         fs::write(&empty, "").map_err(TestNetError::file("write", &empty))?;
-        let dir_authorities: Vec<String> = plans.iter().filter_map(Plan::dir_authority).collect();
         let common = Common {
-            empty_file: &empty,
-            authorities: &dir_authorities,
+            empty_file: empty,
+            authorities: plans.iter().filter_map(Plan::dir_authority).collect(),
             scheduler: builder.scheduler,
             owner_pid: std::process::id(),
         };
-        let node_dir = |name: &str| nodes.join(name);
-
         for plan in &plans {
-            let data = node_dir(&plan.nickname).join("data");
+            let data = nodes.join(&plan.nickname).join("data");
             private_dir(&data)?;
             if let Some(keys) = &plan.keys {
                 keys.install(&data)?;
             }
             let relay = plan.torrc(&builder.consensus_params);
-            write_torrc(&node_dir(&plan.nickname), &torrc::relay(&common, &data, &relay))?;
+            write_torrc(&nodes.join(&plan.nickname), &torrc::relay(&common, &data, &relay))?;
         }
         let mut links = Vec::new();
         for plan in &plans {
-            if let Some(port) = plan.listen_port {
-                let listen = (plan.address, plan.orport).into();
-                links.push(delay_link(listen, (plan.address, port).into(), builder.latency).await?);
-            }
+            links.extend(plan.link(builder.latency).await?);
         }
 
         tokio::time::sleep(until_phase(RELAY_PHASE, SystemTime::now())).await;
@@ -253,7 +255,10 @@ impl TestNet {
             relays: Vec::new(),
             startup: Duration::ZERO,
             tors: Vec::new(),
-            _links: links,
+            program: builder.tor.clone(),
+            latency: builder.latency,
+            common,
+            links,
             temporary: None,
             slice,
             _lock: lock,
@@ -261,21 +266,23 @@ impl TestNet {
         };
         say(&format!("starting {} relays", plans.len()));
         let authorities = usize::from(builder.authorities);
-        let spawn = |plan: &Plan| Tor::spawn(&builder.tor, &plan.nickname, &node_dir(&plan.nickname), &empty);
         for plan in &plans[authorities..] {
-            net.tors.push(spawn(plan)?);
+            net.tors.push(net.spawn(&plan.nickname)?);
         }
         tokio::time::sleep(AUTHORITIES_AFTER.saturating_sub(started.elapsed())).await;
         for (index, plan) in plans[..authorities].iter().enumerate() {
-            net.tors.insert(index, spawn(plan)?); // tors are in the order of plans
+            net.tors.insert(index, net.spawn(&plan.nickname)?); // tors are in the order of plans
         }
-        net.relays = net.identities(&plans, &nodes).await?;
+        for (index, plan) in plans.iter().enumerate() {
+            let relay = net.identity(plan, index).await?;
+            net.relays.push(relay);
+        }
 
         say("waiting for a consensus that lists every relay");
         let consensuses: Vec<PathBuf> = plans
             .iter()
             .filter(|plan| plan.role == Role::Authority)
-            .map(|plan| node_dir(&plan.nickname).join("data/cached-microdesc-consensus"))
+            .map(|plan| nodes.join(&plan.nickname).join("data/cached-microdesc-consensus"))
             .collect();
         let listed: Vec<String> = net.relays.iter().map(|r| format!("\nr {} ", r.nickname)).collect();
         net.wait_for("a consensus that lists every relay", 0, || {
@@ -290,7 +297,7 @@ impl TestNet {
         }
         let ids: Vec<String> = net.relays.iter().map(|r| format!("id ed25519 {}\n", r.ed_identity)).collect();
         for (index, plan) in plans.iter().enumerate().skip(authorities) {
-            let data = node_dir(&plan.nickname).join("data");
+            let data = nodes.join(&plan.nickname).join("data");
             let caches = [data.join("cached-microdescs"), data.join("cached-microdescs.new")];
             let what = format!("{} to fetch all microdescriptors", plan.nickname);
             net.wait_for(&what, index, || contains_all(&caches, &ids)).await?;
@@ -301,16 +308,8 @@ impl TestNet {
             .map_err(TestNetError::file("write", &net.network_file))?;
 
         say("starting the plain Tor client");
-        let client = node_dir("client");
-        let data = client.join("data");
-        private_dir(&data)?;
-        write_torrc(&client, &torrc::client(&common, &data, net.socks, net.control))?;
-        net.tors.push(Tor::spawn(&builder.tor, "client", &client, &empty)?);
-        let log = client.join("log");
-        net.wait_for("the client to say Bootstrapped 100%", plans.len(), || {
-            contains_all(std::slice::from_ref(&log), &["Bootstrapped 100%".into()])
-        })
-        .await?;
+        let (socks, control) = (net.socks, net.control);
+        net.add("client", |common, data| torrc::client(common, data, socks, control)).await?;
         net.startup = begun.elapsed();
         Ok(net)
     }
@@ -371,6 +370,11 @@ impl TestNet {
         self.tors.iter().map(Tor::pid).collect()
     }
 
+    /// The id of the process of one tor: that of a relay's nickname, `client`, or one that was added.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.tors.iter().find(|tor| tor.name == name).map(Tor::pid)
+    }
+
     /// Tells whether every tor still runs.
     ///
     /// # Errors
@@ -423,34 +427,58 @@ impl TestNet {
         }
     }
 
-    /// Reads the identities that the relays have made for themselves, as soon as they have.
-    async fn identities(&mut self, plans: &[Plan], nodes: &Path) -> Result<Vec<RelayInfo>, TestNetError> {
-        let mut relays = Vec::new();
-        for (index, plan) in plans.iter().enumerate() {
-            let data = nodes.join(&plan.nickname).join("data");
-            let identity = |file: &str| -> Option<String> {
-                let text = fs::read_to_string(data.join(file)).ok()?;
-                // A line that ends is a line that was written to its end.
-                Some(text.strip_suffix('\n')?.split_once(' ')?.1.to_owned())
-            };
-            let mut found = None;
-            let what = format!("the keys of {}", plan.nickname);
-            self.wait_for(&what, index, || {
-                found = identity("fingerprint").zip(identity("fingerprint-ed25519"));
-                found.is_some()
-            })
-            .await?;
-            let (rsa_identity, ed_identity) = found.unwrap_or_default();
-            relays.push(RelayInfo {
-                nickname: plan.nickname.clone(),
-                role: plan.role,
-                address: plan.address,
-                orport: plan.orport,
-                rsa_identity,
-                ed_identity,
-            });
-        }
-        Ok(relays)
+    /// The folder of one node.
+    fn node_dir(&self, name: &str) -> PathBuf {
+        self.dir.join("nodes").join(name)
+    }
+
+    /// Starts the tor whose torrc is written.
+    fn spawn(&self, name: &str) -> Result<Tor, TestNetError> {
+        Tor::spawn(&self.program, name, &self.node_dir(name), &self.common.empty_file)
+    }
+
+    /// Starts one more tor, and waits until it knows the network. Returns its data folder.
+    async fn add(
+        &mut self,
+        name: &str,
+        torrc: impl FnOnce(&Common, &Path) -> String,
+    ) -> Result<PathBuf, TestNetError> {
+        let dir = self.node_dir(name);
+        let data = dir.join("data");
+        private_dir(&data)?;
+        write_torrc(&dir, &torrc(&self.common, &data))?;
+        self.tors.push(self.spawn(name)?);
+        let log = dir.join("log");
+        self.wait_for(&format!("{name} to say Bootstrapped 100%"), self.tors.len() - 1, || {
+            contains_all(std::slice::from_ref(&log), &["Bootstrapped 100%".into()])
+        })
+        .await?;
+        Ok(data)
+    }
+
+    /// Reads the identities that a relay has made for itself, as soon as it has. `index` is that of its tor.
+    async fn identity(&mut self, plan: &Plan, index: usize) -> Result<RelayInfo, TestNetError> {
+        let data = self.node_dir(&plan.nickname).join("data");
+        let identity = |file: &str| -> Option<String> {
+            let text = fs::read_to_string(data.join(file)).ok()?;
+            // A line that ends is a line that was written to its end.
+            Some(text.strip_suffix('\n')?.split_once(' ')?.1.to_owned())
+        };
+        let mut found = None;
+        self.wait_for(&format!("the keys of {}", plan.nickname), index, || {
+            found = identity("fingerprint").zip(identity("fingerprint-ed25519"));
+            found.is_some()
+        })
+        .await?;
+        let (rsa_identity, ed_identity) = found.unwrap_or_default();
+        Ok(RelayInfo {
+            nickname: plan.nickname.clone(),
+            role: plan.role,
+            address: plan.address,
+            orport: plan.orport,
+            rsa_identity,
+            ed_identity,
+        })
     }
 }
 
@@ -477,6 +505,13 @@ impl Plan {
             dirport: self.dirport,
             consensus_params,
         }
+    }
+
+    /// The delayed link before this relay, if there is to be one.
+    async fn link(&self, one_way: Duration) -> Result<Option<DelayLink>, TestNetError> {
+        let Some(port) = self.listen_port else { return Ok(None) };
+        let listen = (self.address, self.orport).into();
+        Ok(Some(delay_link(listen, (self.address, port).into(), one_way).await?))
     }
 
     fn dir_authority(&self) -> Option<String> {

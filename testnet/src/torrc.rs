@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,11 +59,11 @@ impl RelayInfo {
 
 /// What all tors of a network have in common.
 #[derive(Debug)]
-pub(crate) struct Common<'a> {
+pub(crate) struct Common {
     /// An empty file, in place of 25 MB of geoip text that each tor would parse.
-    pub(crate) empty_file: &'a Path,
+    pub(crate) empty_file: PathBuf,
     /// One `DirAuthority` value each.
-    pub(crate) authorities: &'a [String],
+    pub(crate) authorities: Vec<String>,
     pub(crate) scheduler: Scheduler,
     /// The process whose end ends every tor.
     pub(crate) owner_pid: u32,
@@ -94,7 +94,7 @@ pub(crate) fn dir_authority(relay: &Relay<'_>, dirport: u16, v3ident: &str, rsa_
 }
 
 /// Configuration of an authority, a middle or an exit.
-pub(crate) fn relay(common: &Common<'_>, data: &Path, relay: &Relay<'_>) -> String {
+pub(crate) fn relay(common: &Common, data: &Path, relay: &Relay<'_>) -> String {
     let mut text = head(common, data);
     let ip = relay.address;
     line(&mut text, "Nickname", relay.nickname);
@@ -159,7 +159,7 @@ fn authority(text: &mut String, relay: &Relay<'_>) {
 pub(crate) const INITIAL_VOTING_INTERVAL: u32 = 5;
 
 /// Configuration of the plain Tor client.
-pub(crate) fn client(common: &Common<'_>, data: &Path, socks: SocketAddr, control: SocketAddr) -> String {
+pub(crate) fn client(common: &Common, data: &Path, socks: SocketAddr, control: SocketAddr) -> String {
     let mut text = head(common, data);
     line(&mut text, "SocksPort", socks);
     line(&mut text, "ControlPort", control);
@@ -167,12 +167,21 @@ pub(crate) fn client(common: &Common<'_>, data: &Path, socks: SocketAddr, contro
     text
 }
 
-fn head(common: &Common<'_>, data: &Path) -> String {
+/// Configuration of an onion service with one port.
+pub(crate) fn onion_service(common: &Common, data: &Path, port: u16, target: SocketAddr) -> String {
+    let mut text = head(common, data);
+    line(&mut text, "SocksPort", 0);
+    line(&mut text, "HiddenServiceDir", quoted(&data.join("service")));
+    line(&mut text, "HiddenServicePort", format_args!("{port} {target}"));
+    text
+}
+
+fn head(common: &Common, data: &Path) -> String {
     let mut text = String::new();
     line(&mut text, "TestingTorNetwork", 1);
     line(&mut text, "DataDirectory", quoted(data));
-    line(&mut text, "GeoIPFile", quoted(common.empty_file));
-    line(&mut text, "GeoIPv6File", quoted(common.empty_file));
+    line(&mut text, "GeoIPFile", quoted(&common.empty_file));
+    line(&mut text, "GeoIPv6File", quoted(&common.empty_file));
     line(&mut text, "Log", "notice stdout");
     line(&mut text, "SafeLogging", 0);
     line(&mut text, "NumCPUs", 1);
@@ -187,7 +196,7 @@ fn head(common: &Common<'_>, data: &Path) -> String {
         }
         Scheduler::Vanilla => line(&mut text, "Schedulers", "Vanilla"),
     }
-    for authority in common.authorities {
+    for authority in &common.authorities {
         line(&mut text, "DirAuthority", authority);
     }
     text
@@ -207,10 +216,10 @@ fn quoted(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    fn common() -> Common<'static> {
+    fn common() -> Common {
         Common {
-            empty_file: Path::new("/n/empty"),
-            authorities: &[],
+            empty_file: "/n/empty".into(),
+            authorities: Vec::new(),
             scheduler: Scheduler::Kist(2),
             owner_pid: 7,
         }

@@ -65,9 +65,9 @@ pub fn cases(suite: &mut Suite) {
 
     suite.case("junk at the OR port does an exit bridge no harm", async |lab| {
         let mut bridge = lab.bridge().run().await?;
-        let eebt_proto::Reach::Circuit(reach) = &bridge.line.reach;
+        let or_port = bridge.or_port()?;
         for bytes in [vec![], vec![0; 10_000], vec![0xff; 10_000], b"\x16\x03\x01\xff\xff".to_vec()] {
-            let mut stream = TcpStream::connect(reach.addresses[0]).await?;
+            let mut stream = TcpStream::connect(or_port).await?;
             let _ = stream.write_all(&bytes).await;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -1,4 +1,5 @@
-//! Many bytes, both ways, at once, slowly: every checksum right, under Vegas and with fixed windows.
+//! Many bytes, both ways, at once, slowly: every checksum right, under Vegas, with fixed windows, and
+//! to an onion exit bridge.
 //!
 //! These cases fail with a tor-proto that lacks the patches of tor-patches/arti: a download that
 //! hangs after the first window (0001), an upload to a slow origin that kills the circuit (0002), a
@@ -20,10 +21,14 @@ use crate::Suite;
 const MB: u64 = 1_000_000;
 
 pub fn cases(suite: &mut Suite) {
-    for (name, protocols) in [("Vegas", None), ("fixed windows", Some("Relay=1-4"))] {
+    for name in ["Vegas", "fixed windows", "onion"] {
         let client = async move |lab: &Lab| -> anyhow::Result<(tests::Bridge, Client)> {
-            let bridge = lab.bridge().run().await?;
-            let line = protocols.map_or(bridge.line.clone(), |p| with_protocols(&bridge.line, p));
+            let bridge = if name == "onion" { lab.bridge().onion() } else { lab.bridge() };
+            let bridge = bridge.run().await?;
+            let line = match name {
+                "fixed windows" => with_protocols(&bridge.line, "Relay=1-4"),
+                _ => bridge.line.clone(),
+            };
             let client = lab.client().via_line(&line).run().await?;
             Ok((bridge, client))
         };
@@ -127,8 +132,9 @@ pub async fn slow_reader(client: &Client, origin: &Origin, size: u64, rate: u64)
 /// The same exit bridge, spoken to in another way.
 fn with_protocols(line: &BridgeLine, protocols: &str) -> BridgeLine {
     let mut line = line.clone();
-    let Reach::Circuit(reach) = &mut line.reach;
-    reach.protocols = protocols.to_owned();
+    if let Reach::Circuit(reach) = &mut line.reach {
+        reach.protocols = protocols.to_owned();
+    }
     line
 }
 

@@ -7,6 +7,7 @@ mod bad_input;
 mod bulk;
 mod fleet;
 mod life;
+mod onion;
 mod page;
 mod privacy;
 mod refusals;
@@ -81,6 +82,7 @@ fn main() {
         second_tries: Arc::default(),
     };
     page::cases(&mut suite);
+    onion::cases(&mut suite);
     bulk::cases(&mut suite);
     refusals::cases(&mut suite);
     strangers::cases(&mut suite);

@@ -1,7 +1,7 @@
 //! The main job: a page that refuses Tor opens, and its origin sees the exit bridge.
 
 use anyhow::ensure;
-use tests::{Dns, Fetched};
+use tests::{Bridge, Dns, Fetched, Lab};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_socks::tcp::Socks5Stream;
 
@@ -59,23 +59,9 @@ pub fn cases(suite: &mut Suite) {
     });
 
     suite.case("a body that ends with its connection arrives whole, and half of one does not", async |lab| {
-        let bridge = lab.bridge().run().await?;
-        let client = lab.client().via(&bridge).run().await?;
-        let through =
-            async |origin: &testnet::Origin, request: &[u8]| -> anyhow::Result<std::io::Result<usize>> {
-                let mut stream = Socks5Stream::connect(client.proxy, origin.addr()).await?;
-                stream.write_all(request).await?;
-                let mut got = Vec::new();
-                Ok(stream.read_to_end(&mut got).await)
-            };
-        let request = b"GET /bulk/2000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        let whole = through(lab.origins.open(), request).await?;
-        ensure!(whole.as_ref().is_ok_and(|n| *n > 2_000_000), "{whole:?}");
-        // Nothing is sent: an origin that closes with unread bytes resets.
-        let closed = through(lab.origins.close(), b"").await?;
-        ensure!(closed.is_ok(), "{closed:?}");
-        let reset = through(lab.origins.reset(), b"hello").await?;
-        ensure!(reset.is_err(), "a reset must not look like an end");
+        for bridge in [lab.bridge(), lab.bridge().onion()] {
+            bodies_end_as_they_should(lab, &bridge.run().await?).await?;
+        }
         Ok(())
     });
 
@@ -121,4 +107,23 @@ pub fn cases(suite: &mut Suite) {
         ensure!(client.process.stderr().contains("line 2"), "the bad line is named");
         Ok(())
     });
+}
+
+async fn bodies_end_as_they_should(lab: &Lab, bridge: &Bridge) -> anyhow::Result<()> {
+    let client = lab.client().via(bridge).run().await?;
+    let through = async |origin: &testnet::Origin, request: &[u8]| -> anyhow::Result<std::io::Result<usize>> {
+        let mut stream = Socks5Stream::connect(client.proxy, origin.addr()).await?;
+        stream.write_all(request).await?;
+        let mut got = Vec::new();
+        Ok(stream.read_to_end(&mut got).await)
+    };
+    let request = b"GET /bulk/2000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let whole = through(lab.origins.open(), request).await?;
+    ensure!(whole.as_ref().is_ok_and(|n| *n > 2_000_000), "{whole:?}");
+    // Nothing is sent: an origin that closes with unread bytes resets.
+    let closed = through(lab.origins.close(), b"").await?;
+    ensure!(closed.is_ok(), "{closed:?}");
+    let reset = through(lab.origins.reset(), b"hello").await?;
+    ensure!(reset.is_err(), "a reset must not look like an end");
+    Ok(())
 }

@@ -10,7 +10,7 @@ use eebt_bridge::BridgeKeys;
 use eebt_bridge::consensus::Consensus;
 use eebt_bridge::ingress::circuit::CircuitIngress;
 use eebt_bridge::limits::Limits;
-use eebt_proto::{BridgeLine, Reach};
+use eebt_proto::BridgeLine;
 use eebt_tor::TorRuntime;
 use tests::Lab;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -30,7 +30,7 @@ use crate::Suite;
 pub fn cases(suite: &mut Suite) {
     suite.case("a scanner that is no relay finds nothing, not even TLS", async |lab| {
         let bridge = lab.bridge().run().await?;
-        let addr = or_port(&bridge.line);
+        let addr = bridge.or_port()?;
         for hello in [&b""[..], b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"] {
             let socket = TcpSocket::new_v4()?;
             socket.bind(SocketAddr::new(lab.net.spare_ip(), 0))?;
@@ -51,7 +51,7 @@ pub fn cases(suite: &mut Suite) {
         let mut limits = toml::Table::new();
         limits.insert("handshake_timeout".into(), "2s".into());
         let bridge = lab.bridge().set("limits", limits).run().await?;
-        let addr = or_port(&bridge.line);
+        let addr = bridge.or_port()?;
         let out = tokio::process::Command::new("curl")
             .args(["-sSk", "--max-time", "20", "-w", "%{http_code}", &format!("https://{addr}/")])
             .output()
@@ -178,13 +178,8 @@ async fn refused_by_identity(lab: &Lab, bridge: &tests::Bridge) -> anyhow::Resul
     Ok(())
 }
 
-fn or_port(line: &BridgeLine) -> SocketAddr {
-    let Reach::Circuit(reach) = &line.reach;
-    reach.addresses[0]
-}
-
 fn chan_target(line: &BridgeLine) -> anyhow::Result<OwnedChanTarget> {
-    let Reach::Circuit(reach) = &line.reach;
+    let reach = tests::circuit_reach(line)?;
     // No `addrs`: Arti as a relay would refuse to connect to loopback ones. A stranger knows ways.
     Ok(OwnedChanTarget::builder()
         .ed_identity(reach.ed25519.into())
@@ -194,7 +189,7 @@ fn chan_target(line: &BridgeLine) -> anyhow::Result<OwnedChanTarget> {
 }
 
 fn circ_target(line: &BridgeLine) -> anyhow::Result<tor_linkspec::OwnedCircTarget> {
-    let Reach::Circuit(reach) = &line.reach;
+    let reach = tests::circuit_reach(line)?;
     let mut builder = tor_linkspec::OwnedCircTarget::builder();
     builder
         .chan_target()

@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use eebt_proto::BridgeLine;
+use eebt_proto::{BridgeLine, CircuitReach, Reach};
 use tempfile::TempDir;
-use testnet::{Origin, Origins, OriginsConfig, TestNet};
+use testnet::{DelayLink, Origin, Origins, OriginsConfig, TestNet, delay_link};
 use tokio::process::Command;
 
 use crate::process::{Running, binary};
+
+/// What programs under test log, where a case says nothing else.
+const LOG: &str = "debug,tor_=info,tor_proto=debug,tor_netdir=error";
 
 /// A private Tor network and origins, shared by all cases.
 pub struct Lab {
@@ -26,7 +29,11 @@ pub struct Lab {
 impl Lab {
     /// Brings all of it up.
     pub async fn start() -> anyhow::Result<Self> {
-        let net = TestNet::builder().start().await?;
+        Self::on(TestNet::builder().start().await?).await
+    }
+
+    /// Brings up the rest on a network.
+    pub async fn on(net: TestNet) -> anyhow::Result<Self> {
         let origins = Origins::start(OriginsConfig::on_network(&net)).await?;
         Ok(Self { net, origins, dir: tempfile::tempdir()?, next: AtomicU16::new(0) })
     }
@@ -54,7 +61,7 @@ impl Lab {
         config.insert("allow_egress".into(), origins.into());
         // C tor relays on loopback connect from 127.0.0.1, whatever address they publish.
         config.insert("allow_ingress".into(), vec![toml::Value::from("127.0.0.1/32")].into());
-        BridgeBuilder { lab: self, ip, config, log: "debug,tor_=info,tor_proto=debug,tor_netdir=error" }
+        BridgeBuilder { lab: self, ip, config, log: LOG, link: None }
     }
 
     /// A client of these exit bridges.
@@ -62,7 +69,7 @@ impl Lab {
         let mut config = toml::Table::new();
         config.insert("network".into(), self.net.network_file().display().to_string().into());
         config.insert("listen".into(), vec![toml::Value::from("127.0.0.1:0")].into());
-        ClientBuilder { lab: self, config, log: "debug,tor_=info,tor_proto=debug,tor_netdir=error" }
+        ClientBuilder { lab: self, config, log: LOG }
     }
 
     /// The ports of all origins, and 80 and 443, as a policy.
@@ -92,13 +99,28 @@ pub struct BridgeBuilder<'a> {
     ip: IpAddr,
     config: toml::Table,
     log: &'a str,
+    link: Option<DelayLink>,
 }
 
 impl<'a> BridgeBuilder<'a> {
+    /// Puts it behind a delayed link, as every relay of a network with latency is.
+    pub async fn behind(mut self, one_way: Duration) -> anyhow::Result<Self> {
+        let listen = self.config.get("listen").and_then(|s| s.as_str()).context("listen")?.parse()?;
+        let link = delay_link((self.ip, 0).into(), listen, one_way).await?;
+        self.config.insert("address".into(), link.listen_addr().to_string().into());
+        self.link = Some(link);
+        Ok(self)
+    }
+
     /// Sets a key of its configuration.
     pub fn set(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
         self.config.insert(key.into(), value.into());
         self
+    }
+
+    /// Makes it an onion exit bridge, with no port that anybody could reach.
+    pub fn onion(self) -> Self {
+        self.set("reach", vec![toml::Value::from("onion")])
     }
 
     /// What it logs.
@@ -115,17 +137,23 @@ impl<'a> BridgeBuilder<'a> {
         config.insert("state_dir".into(), dir.join("state").display().to_string().into());
         let path = dir.join("bridge.toml");
         std::fs::write(&path, toml::to_string(&config)?)?;
-        let mut command = Command::new(binary("eebt-bridge"));
-        command.arg("run").arg("--config").arg(&path).env("RUST_LOG", self.log);
-        let mut process = Running::start(command, &dir)?;
-        let line = process
-            .wait_for("bridge line", |out, _| {
-                out.lines().next().filter(|_| out.ends_with('\n')).map(String::from)
-            })
-            .await?;
+        let (process, line) = start_bridge(&path, &dir, self.log).await?;
         let status = config.get("status").and_then(|s| s.as_str()).context("status")?.parse()?;
-        Ok(Bridge { process, line: line.parse()?, ip: self.ip, status, config: path })
+        Ok(Bridge { process, line, ip: self.ip, status, config: path, _link: self.link })
     }
+}
+
+/// Starts an exit bridge and waits for its first bridge line.
+async fn start_bridge(config: &Path, dir: &Path, log: &str) -> anyhow::Result<(Running, BridgeLine)> {
+    let mut command = Command::new(binary("eebt-bridge"));
+    command.arg("run").arg("--config").arg(config).env("RUST_LOG", log);
+    let mut process = Running::start(command, dir)?;
+    let line = process
+        .wait_for("bridge line", |out, _| {
+            out.lines().next().filter(|_| out.ends_with('\n')).map(String::from)
+        })
+        .await?;
+    Ok((process, line.parse()?))
 }
 
 /// A running exit bridge.
@@ -140,6 +168,31 @@ pub struct Bridge {
     pub status: SocketAddr,
     /// Its configuration file.
     pub config: PathBuf,
+    _link: Option<DelayLink>,
+}
+
+impl Bridge {
+    /// Ends it and starts it again with what it had.
+    pub async fn restart(self) -> anyhow::Result<Self> {
+        let dir = self.config.parent().context("a folder")?.to_owned();
+        let Self { process, ip, status, config, _link, .. } = self;
+        drop(process);
+        let (process, line) = start_bridge(&config, &dir, LOG).await?;
+        Ok(Self { process, line, ip, status, config, _link })
+    }
+
+    /// Where relays reach it.
+    pub fn or_port(&self) -> anyhow::Result<SocketAddr> {
+        circuit_reach(&self.line)?.addresses.first().copied().context("no address")
+    }
+}
+
+/// How circuits are extended to the exit bridge that a line names.
+pub fn circuit_reach(line: &BridgeLine) -> anyhow::Result<&CircuitReach> {
+    match &line.reach {
+        Reach::Circuit(reach) => Ok(reach),
+        Reach::Onion(_) => anyhow::bail!("not a line of a circuit exit bridge"),
+    }
 }
 
 /// A client to be.

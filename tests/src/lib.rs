@@ -9,5 +9,5 @@ mod lab;
 mod process;
 
 pub use dns::Dns;
-pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab};
+pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab, circuit_reach};
 pub use process::{Running, binary};

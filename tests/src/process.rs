@@ -11,12 +11,10 @@ use tokio::process::{Child, Command};
 
 /// A program built by this workspace.
 pub fn binary(name: &str) -> PathBuf {
-    // The test runs from target/PROFILE/deps.
+    // Binaries run from target/PROFILE, tests from its folder deps.
     let exe = std::env::current_exe().expect("own path");
-    let dir = exe.ancestors().nth(2).expect("target folder");
-    let path = dir.join(name);
-    assert!(path.exists(), "{} is not built: run `make e2e`", path.display());
-    path
+    let places = exe.ancestors().skip(1).take(2).map(|dir| dir.join(name));
+    places.into_iter().find(|path| path.exists()).unwrap_or_else(|| panic!("{name} is not built: run `make`"))
 }
 
 /// A running program.
@@ -73,6 +71,11 @@ impl Running {
         if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
             kill(Pid::from_raw(pid), signal).expect("signal");
         }
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// Is it still running?

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use eebt_tor::TorRuntime;
-use futures::{Stream, StreamExt as _};
+use futures::StreamExt as _;
 use safelog::Sensitive;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -27,11 +27,10 @@ use tor_proto::channel::Channel;
 use tor_proto::relay::channel_provider::{ChannelProvider, OutboundChanSender};
 use tor_proto::relay::{CircuitIncomingStreamReceiver, CreateRequestHandler};
 use tor_proto::stream::{
-    IncomingStream, IncomingStreamRequestContext, IncomingStreamRequestDisposition,
-    IncomingStreamRequestFilter,
+    IncomingStreamRequestContext, IncomingStreamRequestDisposition, IncomingStreamRequestFilter,
 };
 
-use super::{Circuit, serve_stream};
+use super::{Incoming, IngressError, serve_circuit};
 use crate::BridgeKeys;
 use crate::consensus::Consensus;
 use crate::egress::Egress;
@@ -41,19 +40,8 @@ use crate::limits::Limits;
 /// How often channels that nobody uses are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(180);
 
-/// Why the ingress can't be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum IngressError {
-    /// Keys and certificates.
-    #[error(transparent)]
-    Keys(#[from] crate::keys::KeysError),
-    /// Something in Arti; the source says what.
-    #[error("cannot set up the relay")]
-    Setup(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
 fn setup(source: impl std::error::Error + Send + Sync + 'static) -> IngressError {
-    IngressError::Setup(Box::new(source))
+    IngressError::Setup("relay", Box::new(source))
 }
 
 /// The relay side of an exit bridge.
@@ -256,17 +244,10 @@ fn reset(tcp: TcpStream) {
     let _best_effort = tcp.set_zero_linger();
 }
 
-/// Gives each circuit its own task, and each of its streams one.
+/// Gives each circuit its own task.
 async fn serve_circuits(mut circuits: CircuitIncomingStreamReceiver, egress: Arc<Egress>) {
     while let Some(streams) = circuits.next().await {
-        tokio::spawn(serve_circuit(streams, Arc::clone(&egress)));
-    }
-}
-
-async fn serve_circuit(mut streams: impl Stream<Item = IncomingStream> + Unpin, egress: Arc<Egress>) {
-    let circuit = Arc::new(Circuit::new(&egress));
-    while let Some(stream) = streams.next().await {
-        tokio::spawn(serve_stream(stream, Arc::clone(&circuit), Arc::clone(&egress)));
+        tokio::spawn(serve_circuit(streams.map(Incoming::Circuit), Arc::clone(&egress)));
     }
 }
 

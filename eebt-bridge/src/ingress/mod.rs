@@ -2,6 +2,18 @@
 
 pub mod circuit;
 mod net_params;
+pub mod onion;
 mod serve;
 
-pub(crate) use serve::{Circuit, serve_stream};
+use serve::{Incoming, serve_circuit};
+
+/// Why an ingress can't be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum IngressError {
+    /// Keys and certificates.
+    #[error(transparent)]
+    Keys(#[from] crate::keys::KeysError),
+    /// Something in Arti; the source says what.
+    #[error("cannot set up the {0}")]
+    Setup(&'static str, #[source] Box<dyn std::error::Error + Send + Sync>),
+}

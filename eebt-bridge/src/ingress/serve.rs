@@ -5,10 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use eebt_proto::{Host, Target, TargetError};
+use futures::{Stream, StreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tor_cell::relaycell::msg::{
     Begin, BeginFlags, Connected, End, EndReason, Resolve, Resolved, ResolvedVal,
 };
+use tor_hsservice::StreamRequest;
+use tor_proto::client::stream::DataStream;
 use tor_proto::stream::{IncomingStream, IncomingStreamRequest};
 
 use crate::egress::{Egress, EgressError, Families};
@@ -19,7 +22,7 @@ use crate::status::Outcome;
 const TTL: u32 = 60;
 
 /// One circuit and what it has used up.
-pub(crate) struct Circuit {
+struct Circuit {
     limits: Mutex<CircuitLimits>,
     bytes: Arc<Mutex<TokenBucket>>,
     open: Arc<Semaphore>,
@@ -27,7 +30,7 @@ pub(crate) struct Circuit {
 
 impl Circuit {
     /// A circuit that has asked for nothing yet.
-    pub(crate) fn new(egress: &Egress) -> Self {
+    fn new(egress: &Egress) -> Self {
         let (limits, now) = (egress.limits(), Instant::now());
         Self {
             limits: Mutex::new(CircuitLimits::new(limits, now)),
@@ -49,9 +52,60 @@ impl Circuit {
     }
 }
 
+/// A request for a stream, as an ingress brings it.
+pub(crate) enum Incoming {
+    /// On a circuit that ends here.
+    Circuit(IncomingStream),
+    /// On a rendezvous circuit of our onion service.
+    Onion(StreamRequest),
+}
+
+impl Incoming {
+    fn request(&self) -> &IncomingStreamRequest {
+        match self {
+            Self::Circuit(stream) => stream.request(),
+            Self::Onion(stream) => stream.request(),
+        }
+    }
+
+    async fn accept(self, connected: Connected) -> Result<DataStream, CircuitGone> {
+        match self {
+            Self::Circuit(stream) => stream.accept_data(connected).await.map_err(|_| CircuitGone),
+            Self::Onion(stream) => stream.accept(connected).await.map_err(|_| CircuitGone),
+        }
+    }
+
+    async fn reject(self, reason: EndReason) {
+        let end = End::new_with_reason(reason);
+        match self {
+            Self::Circuit(stream) => drop(stream.reject(end).await),
+            Self::Onion(stream) => drop(stream.reject(end).await),
+        }
+    }
+
+    async fn resolve(self, answer: Resolved) {
+        match self {
+            Self::Circuit(stream) => drop(stream.resolve(answer).await),
+            // An onion service takes BEGIN only (rend-spec); Arti lets nothing else through.
+            Self::Onion(stream) => drop(stream.reject(End::new_with_reason(EndReason::NOTDIRECTORY)).await),
+        }
+    }
+}
+
+/// The circuit closed before its stream was open.
+struct CircuitGone;
+
+/// Serves the streams of one circuit, each in a task of its own.
+pub(crate) async fn serve_circuit(mut streams: impl Stream<Item = Incoming> + Unpin, egress: Arc<Egress>) {
+    let circuit = Arc::new(Circuit::new(&egress));
+    while let Some(stream) = streams.next().await {
+        tokio::spawn(serve_stream(stream, Arc::clone(&circuit), Arc::clone(&egress)));
+    }
+}
+
 /// Serves one request until its stream is done. What went wrong is told to the client and counted;
 /// it is logged without target.
-pub(crate) async fn serve_stream(stream: IncomingStream, circuit: Arc<Circuit>, egress: Arc<Egress>) {
+async fn serve_stream(stream: Incoming, circuit: Arc<Circuit>, egress: Arc<Egress>) {
     match stream.request() {
         IncomingStreamRequest::Begin(begin) => {
             let begin = begin.clone();
@@ -61,22 +115,22 @@ pub(crate) async fn serve_stream(stream: IncomingStream, circuit: Arc<Circuit>, 
             let answering = resolve_answer(resolve, &circuit, &egress);
             let answer = tokio::time::timeout(egress.limits().connect_timeout, answering).await;
             let answer = answer.unwrap_or_else(|_| Resolved::new_err(true, TTL));
-            let _gone = stream.resolve(answer).await;
+            stream.resolve(answer).await;
         }
         // Not let in by the ingress; an answer all the same.
-        _ => reject(stream, EndReason::NOTDIRECTORY).await,
+        _ => stream.reject(EndReason::NOTDIRECTORY).await,
     }
 }
 
-async fn serve_begin(stream: IncomingStream, begin: &Begin, circuit: &Circuit, egress: &Egress) {
+async fn serve_begin(stream: Incoming, begin: &Begin, circuit: &Circuit, egress: &Egress) {
     if egress.is_draining() {
-        return reject(stream, EndReason::HIBERNATING).await;
+        return stream.reject(EndReason::HIBERNATING).await;
     }
     let target = match target(begin.addr(), begin.port()) {
         Ok(target) => target,
         Err(error) => {
             egress.status().count(Outcome::Refused);
-            return reject(stream, end_of_target_error(error)).await;
+            return stream.reject(end_of_target_error(error)).await;
         }
     };
     let _permits = match circuit.admit(egress, &target) {
@@ -84,7 +138,7 @@ async fn serve_begin(stream: IncomingStream, begin: &Begin, circuit: &Circuit, e
         Err(over) => {
             tracing::debug!(%over, "stream refused");
             egress.status().count(Outcome::OverLimit);
-            return reject(stream, EndReason::RESOURCELIMIT).await;
+            return stream.reject(EndReason::RESOURCELIMIT).await;
         }
     };
     let tcp = match egress.connect(&target, families(begin.flags())).await {
@@ -95,17 +149,17 @@ async fn serve_begin(stream: IncomingStream, begin: &Begin, circuit: &Circuit, e
                 circuit.note_failed_connect();
             }
             egress.status().count(error.outcome());
-            return reject(stream, end_of_egress_error(&error)).await;
+            return stream.reject(end_of_egress_error(&error)).await;
         }
     };
     let peer = tcp.peer_addr().map(|a| a.ip());
     let connected = peer.map_or_else(|_| Connected::new_empty(), |ip| Connected::new_with_addr(ip, TTL));
-    match stream.accept_data(connected).await {
+    match stream.accept(connected).await {
         Ok(data) => {
             egress.status().count(Outcome::Served);
             egress.copy(data, tcp, &circuit.bytes).await;
         }
-        Err(error) => tracing::debug!(%error, "the circuit went away"),
+        Err(CircuitGone) => tracing::debug!("the circuit went away"),
     }
 }
 
@@ -174,10 +228,6 @@ fn families(flags: BeginFlags) -> Families {
         v6: flags.contains(BeginFlags::IPV6_OKAY),
         prefer_v6: flags.contains(BeginFlags::IPV6_PREFERRED),
     }
-}
-
-async fn reject(stream: IncomingStream, reason: EndReason) {
-    let _gone = stream.reject(End::new_with_reason(reason)).await;
 }
 
 /// The reason that C tor gives for the same thing.

@@ -1,0 +1,121 @@
+//! Onion ingress: an onion service whose streams name real targets.
+//!
+//! It works from behind any NAT, since all its circuits go out. BEGIN on a rendezvous circuit carries
+//! the host and port that the client wants, as on a circuit to a Tor exit, so no proxy protocol runs
+//! inside. The service hides where it is from nobody who uses it: they can ask it to visit them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arti_client::TorClient;
+use eebt_proto::OnionReach;
+use eebt_tor::{OnionConnector, TorRuntime};
+use futures::stream::BoxStream;
+use futures::StreamExt as _;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tor_error::ErrorReport as _;
+use tor_hsservice::config::OnionServiceConfigBuilder;
+use tor_hsservice::{HsNickname, RendRequest, RunningOnionService};
+
+use super::{Incoming, IngressError, serve_circuit};
+use crate::egress::Egress;
+use crate::keys::BridgeKeys;
+
+/// Introduction points: a client needs one of them, and each costs a circuit.
+const INTRODUCTION_POINTS: u8 = 3;
+
+/// How long one try to reach ourselves may take, and the pause after one that failed.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
+const PROBE_PAUSE: Duration = Duration::from_millis(250);
+
+/// The onion service of an exit bridge.
+pub struct OnionIngress {
+    reach: OnionReach,
+    /// The service ends when this is dropped; rendezvous circuits that are open stay.
+    service: Arc<RunningOnionService>,
+    requests: BoxStream<'static, RendRequest>,
+}
+
+fn setup(source: impl std::error::Error + Send + Sync + 'static) -> IngressError {
+    IngressError::Setup("onion service", Box::new(source))
+}
+
+impl OnionIngress {
+    /// Launches the service. It takes some seconds more until it can be found; see
+    /// [`until_reachable`].
+    ///
+    /// # Errors
+    /// See [`IngressError`].
+    pub fn launch(tor: &TorClient<TorRuntime>, keys: BridgeKeys) -> Result<Self, IngressError> {
+        let reach = keys.onion_reach();
+        // Arti keeps what it knows of a service under its nickname, the identity included. A name that
+        // follows from the identity can't lead to another one.
+        let name = reach.to_string();
+        let nickname: HsNickname = name.trim_end_matches(".onion").parse().map_err(setup)?;
+        let config = || {
+            let mut config = OnionServiceConfigBuilder::default();
+            config.nickname(nickname.clone()).num_intro_points(INTRODUCTION_POINTS).build().map_err(setup)
+        };
+        let launched = match tor.launch_onion_service_with_hsid(config()?, keys.service) {
+            Ok(launched) => launched.map(|(service, requests)| (service, requests.boxed())),
+            // Launched before, most likely: its identity is in Arti's store already.
+            Err(_) => {
+                let launched = tor.launch_onion_service(config()?).map_err(setup)?;
+                launched.map(|(service, requests)| (service, requests.boxed()))
+            }
+        };
+        let (service, requests) = launched.ok_or_else(|| setup(std::io::Error::other("it is disabled")))?;
+        Ok(Self { reach, service, requests })
+    }
+
+    /// How clients find it.
+    pub fn reach(&self) -> &OnionReach {
+        &self.reach
+    }
+
+    /// Serves clients until `shutdown`; circuits that are open then go on for as long as this future
+    /// is polled.
+    pub async fn run(mut self, egress: Arc<Egress>, shutdown: CancellationToken) {
+        let circuits = Arc::new(Semaphore::new(egress.limits().rendezvous_circuits as usize));
+        let serving = async {
+            while let Some(request) = self.requests.next().await {
+                let Ok(place) = Arc::clone(&circuits).try_acquire_owned() else {
+                    tracing::debug!("too many circuits: a client is not met");
+                    continue;
+                };
+                let egress = Arc::clone(&egress);
+                tokio::spawn(async move {
+                    serve_client(request, egress).await;
+                    drop(place);
+                });
+            }
+        };
+        tokio::select! { () = serving => {}, () = shutdown.cancelled() => {} }
+        drop((self.service, self.requests));
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Meets one client at the rendezvous point that it chose, and serves its streams.
+async fn serve_client(request: RendRequest, egress: Arc<Egress>) {
+    match timeout(egress.limits().handshake_timeout, request.accept()).await {
+        Ok(Ok(streams)) => serve_circuit(streams.map(Incoming::Onion), egress).await,
+        Ok(Err(error)) => tracing::debug!(error = %error.report(), "a client was not met"),
+        Err(_) => tracing::debug!("a client was not met in time"),
+    }
+}
+
+/// Waits until a circuit to ourselves could be made, as a client makes it: Arti's own status does not
+/// say for sure that the descriptor can be fetched.
+pub async fn until_reachable(connector: &OnionConnector, reach: &OnionReach) {
+    loop {
+        match timeout(PROBE_TIMEOUT, connector.circuit(reach.service)).await {
+            Ok(Ok(_circuit)) => return,
+            Ok(Err(error)) => tracing::debug!(%error, "not reachable yet"),
+            Err(_) => tracing::debug!("not reachable yet: no answer in time"),
+        }
+        tokio::time::sleep(PROBE_PAUSE).await;
+    }
+}

@@ -1,0 +1,65 @@
+//! Onion exit bridges: no port that anybody could reach, and the same service.
+
+use anyhow::ensure;
+use eebt_proto::Reach;
+
+use crate::Suite;
+
+pub fn cases(suite: &mut Suite) {
+    suite.case("a page that refuses Tor opens through an onion exit bridge", async |lab| {
+        let bridge = lab.bridge().onion().run().await?;
+        ensure!(matches!(bridge.line.reach, Reach::Onion(_)), "the line says another reach");
+        let listens = std::fs::read_to_string("/proc/net/tcp")?;
+        let std::net::IpAddr::V4(ip) = bridge.ip else { anyhow::bail!("an IPv4 address") };
+        let hex = format!("{:08X}", u32::from_ne_bytes(ip.octets()));
+        // Column 1 is the local address; state 0A is LISTEN. The status page is all that listens.
+        let ports = listens
+            .lines()
+            .map(|l| l.split_whitespace().collect::<Vec<_>>())
+            .filter(|l| l.len() > 3 && l[1].starts_with(&hex) && l[3] == "0A")
+            .map(|l| u16::from_str_radix(&l[1][9..], 16))
+            .collect::<Result<Vec<_>, _>>()?;
+        ensure!(ports == [bridge.status.port()], "it listens on {ports:?}");
+
+        let client = lab.client().via(&bridge).run().await?;
+        let origin = lab.origins.blocking_tor_exits();
+        let page = client.get(&origin.url("/")).await?;
+        ensure!(page.status == 200, "{page:?}");
+        ensure!(origin.last_peer_ip() == Some(bridge.ip), "the origin saw {:?}", origin.last_peer_ip());
+        Ok(())
+    });
+
+    suite.case("an onion exit bridge keeps its identity when it is started again", async |lab| {
+        let bridge = lab.bridge().onion().run().await?;
+        let before = bridge.line.reach.clone();
+        let again = bridge.restart().await?;
+        ensure!(again.line.reach == before, "another identity");
+        let client = lab.client().via(&again).run().await?;
+        ensure!(client.get(&lab.origins.open().url("/")).await?.status == 200);
+        Ok(())
+    });
+
+    suite.case("one exit bridge serves circuits and onion clients at once", async |lab| {
+        let both = vec![toml::Value::from("circuit"), toml::Value::from("onion")];
+        let bridge = lab.bridge().set("reach", both).run().await?;
+        let lines = bridge.process.stdout();
+        let lines: Vec<eebt_proto::BridgeLine> = lines.lines().map(str::parse).collect::<Result<_, _>>()?;
+        ensure!(lines.len() == 2, "{} lines", lines.len());
+        for line in &lines {
+            let client = lab.client().via_line(line).run().await?;
+            let page = client.get(&lab.origins.open().url("/peer")).await?;
+            ensure!(page.text.trim() == bridge.ip.to_string(), "{page:?}");
+        }
+        Ok(())
+    });
+
+    suite.case("an onion exit bridge refuses what a circuit one refuses", async |lab| {
+        let bridge = lab.bridge().onion().run().await?;
+        let client = lab.client().via(&bridge).set("optimistic", false).run().await?;
+        for target in ["http://127.0.0.1:80/", "http://169.254.169.254/", "http://10.0.0.1/", "http://[::1]/"] {
+            let page = client.get(target).await?;
+            ensure!(page.status == 0 && page.exit_code == 97, "{target}: {page:?}");
+        }
+        Ok(())
+    });
+}
