@@ -84,7 +84,12 @@ fn engine() -> anyhow::Result<Egress> {
 }
 
 /// Copies both ways between two connections, with the engine or without it.
-async fn copy(engine: &Egress, client: tokio::net::TcpStream, origin: SocketAddr, bare: bool) -> anyhow::Result<()> {
+async fn copy(
+    engine: &Egress,
+    client: tokio::net::TcpStream,
+    origin: SocketAddr,
+    bare: bool,
+) -> anyhow::Result<()> {
     let target = Target::new(&origin.ip().to_string(), origin.port())?;
     if bare {
         let mut client = client;
@@ -100,7 +105,9 @@ async fn copy(engine: &Egress, client: tokio::net::TcpStream, origin: SocketAddr
 }
 
 /// Runs `work` on a thread of its own, and returns what it says with the processor time it took.
-fn on_own_thread<T: Send>(work: impl AsyncFnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<(T, Duration)> {
+fn on_own_thread<T: Send>(
+    work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<(T, Duration)> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

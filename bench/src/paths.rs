@@ -109,8 +109,16 @@ impl Paths {
                 route: Route::Socks(arti.proxy),
             },
             Path { name: CIRCUIT, processes: ours(&standard, &bridge)?, route: Route::Socks(standard.proxy) },
-            Path { name: CIRCUIT_VANGUARDS, processes: ours(&vanguards, &bridge)?, route: Route::Socks(vanguards.proxy) },
-            Path { name: ONION, processes: ours(&to_onion, &onion_bridge)?, route: Route::Socks(to_onion.proxy) },
+            Path {
+                name: CIRCUIT_VANGUARDS,
+                processes: ours(&vanguards, &bridge)?,
+                route: Route::Socks(vanguards.proxy),
+            },
+            Path {
+                name: ONION,
+                processes: ours(&to_onion, &onion_bridge)?,
+                route: Route::Socks(to_onion.proxy),
+            },
             Path {
                 name: UNLISTED,
                 processes: vec![
@@ -121,7 +129,11 @@ impl Paths {
             },
             Path {
                 name: EEBT_PROTOTYPE,
-                processes: vec![client_tor, ("stunnel", pid(&running[2])?), ("microsocks", pid(&running[1])?)],
+                processes: vec![
+                    client_tor,
+                    ("stunnel", pid(&running[2])?),
+                    ("microsocks", pid(&running[1])?),
+                ],
                 route: Route::SocksInSocks {
                     outer: plain,
                     inner: (tls_front.ip().to_string(), tls_front.port()),
@@ -213,7 +225,10 @@ async fn socks(
 /// What is measured is the way, not the fences beside it.
 fn no_limits() -> toml::Table {
     let rate = |per_second: f64| {
-        toml::Table::from_iter([("per_second".into(), per_second.into()), ("burst".into(), per_second.into())])
+        toml::Table::from_iter([
+            ("per_second".into(), per_second.into()),
+            ("burst".into(), per_second.into()),
+        ])
     };
     let mut limits = toml::Table::new();
     for key in ["new_streams", "new_targets", "failed_connects"] {
@@ -253,7 +268,8 @@ async fn server(
     let dir = work.join(name);
     std::fs::create_dir_all(&dir)?;
     let program = command.as_std().get_program().to_string_lossy().into_owned();
-    running.push(Running::start(command, &dir).with_context(|| format!("{program}: try ./deploy/setup bench"))?);
+    running
+        .push(Running::start(command, &dir).with_context(|| format!("{program}: try ./deploy/setup bench"))?);
     for _ in 0..200 {
         if TcpStream::connect(addr).await.is_ok() {
             return Ok(());
@@ -272,7 +288,7 @@ async fn microsocks(
 ) -> anyhow::Result<SocketAddr> {
     let addr = SocketAddr::new(ip, 1080);
     let mut command = Command::new("microsocks");
-    command.args(["-q", "-i", &ip.to_string(), "-p", "1080", "-b", &ip.to_string()]);
+    command.args(["-i", &ip.to_string(), "-p", "1080", "-b", &ip.to_string()]);
     server(command, work, &format!("microsocks-{name}"), addr, running).await?;
     Ok(addr)
 }

@@ -11,8 +11,8 @@ use serde::Serialize;
 use testnet::Scheduler;
 
 use crate::figures::Unit;
-use crate::{engine, paths};
 use crate::stats::{self, Comparison};
+use crate::{engine, paths};
 
 /// One measured value.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -121,7 +121,9 @@ impl Report {
         let mut entries = Vec::new();
         for ((latency_us, figure), (unit, paths)) in self.grouped() {
             for (ours, peer) in COMPARED {
-                let (Some(our_values), Some(peer_values)) = (paths.get(ours), paths.get(peer)) else { continue };
+                let (Some(our_values), Some(peer_values)) = (paths.get(ours), paths.get(peer)) else {
+                    continue;
+                };
                 let Some(compared) = stats::compare(our_values, peer_values) else { continue };
                 let Comparison { ours: our_median, peer: peer_median, ratio, n, spread } = compared;
                 #[allow(clippy::cast_precision_loss)]
@@ -160,19 +162,29 @@ impl Report {
     /// Prints the ratios for people.
     #[allow(clippy::print_stdout)] // this is the one place
     pub fn print(&self) {
-        println!("{:<86} {:>7} {:>12} {:>12} {:>6}  spread", "figure: ours / peer", "latency", "ours", "peer", "ratio");
+        println!(
+            "{:<86} {:>7} {:>12} {:>12} {:>6}  spread",
+            "figure: ours / peer", "latency", "ours", "peer", "ratio"
+        );
         for e in self.summary() {
             let latency = format!("{} ms", e.latency_ms);
             let (ours, peer) = (shown(e.unit, e.ours), shown(e.unit, e.peer));
             let [low, high] = e.spread;
-            println!("{:<86} {latency:>7} {ours:>12} {peer:>12} {:>6.2}  {low:.2} to {high:.2}", e.name, e.ratio);
+            println!(
+                "{:<86} {latency:>7} {ours:>12} {peer:>12} {:>6.2}  {low:.2} to {high:.2}",
+                e.name, e.ratio
+            );
         }
         println!("page with charts: {}", self.out.join("index.html").display());
     }
 
     fn page(&self) -> String {
         let mut html = String::from(PAGE_HEAD);
-        let _ = writeln!(html, "<p>C tor's scheduler: {}. Medians; lines show the quartiles.</p>", self.scheduler);
+        let _ = writeln!(
+            html,
+            "<p>C tor's scheduler: {}. Medians; lines show the quartiles.</p>",
+            self.scheduler
+        );
         for ((latency_us, figure), (unit, paths)) in self.grouped() {
             #[allow(clippy::cast_precision_loss)]
             let latency = latency_us as f64 / 1000.0;
@@ -301,7 +313,13 @@ mod tests {
         let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
         let summary: serde_json::Value = serde_json::from_str(&read("summary.json")).unwrap();
         assert_eq!(summary[0]["ratio"], 0.5);
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&read("raw.json")).unwrap()["samples"].as_array().unwrap().len(), 6);
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&read("raw.json")).unwrap()["samples"]
+                .as_array()
+                .unwrap()
+                .len(),
+            6
+        );
         let page = read("index.html");
         assert!(page.contains("<svg") && page.contains("11.0 ms") && page.contains("a &lt;b>"));
         assert!(!page.contains("http://") && !page.contains("<script"), "the page needs nothing else");

@@ -1,9 +1,9 @@
 //! The exit bridge: a short-lived egress point behind Tor that is on no list.
 //!
 //! The data path, in the order of the files: a circuit arrives on a channel from a known relay
-//! ([`ingress::circuit`]), each of its streams asks for a target, the [`policy`](eebt_proto::policy)
-//! and the [`limits`] say whether it may leave, [`egress`] resolves, connects and copies bytes until
-//! one side is done.
+//! ([`ingress::circuit`]) or from a client of our onion service ([`ingress::onion`]), each of its
+//! streams asks for a target, the [`policy`](eebt_proto::policy) and the [`limits`] say whether it may
+//! leave, [`egress`] resolves, connects and copies bytes until one side is done.
 //!
 //! [`ExitBridge`] is inert: it has read its configuration and its keys and can't touch the network.
 //! [`ExitBridge::run`] does, until it is told to stop or its life is over.

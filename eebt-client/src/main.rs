@@ -122,7 +122,9 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
                 "is another program there, Tor Browser perhaps? --listen 127.0.0.1:9250 takes another port",
             );
         }
-        Some(RunError::Tor(_) | RunError::Circuits(_)) => return Some("is the Internet reachable, and the clock right?"),
+        Some(RunError::Tor(_) | RunError::Circuits(_)) => {
+            return Some("is the Internet reachable, and the clock right?");
+        }
         Some(RunError::Config(config)) => Some(config),
         None => error.downcast_ref::<ConfigError>(),
     };

@@ -222,7 +222,9 @@ mod tests {
         let Reach::Onion(reach) = &line.reach else { panic!("not an onion line") };
         assert_eq!(reach.to_string(), address);
         assert_eq!(line.to_string(), text);
-        assert!(format!("eebt1 onion address={}", address.to_uppercase()).parse::<BridgeLine>().unwrap() == line);
+        assert!(
+            format!("eebt1 onion address={}", address.to_uppercase()).parse::<BridgeLine>().unwrap() == line
+        );
     }
 
     #[test]

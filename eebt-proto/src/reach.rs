@@ -45,7 +45,6 @@ pub struct CircuitReach {
 /// Protocols that are assumed of a circuit exit bridge whose line names none.
 pub const DEFAULT_PROTOCOLS: &str = "FlowCtrl=1-2 Relay=1-6";
 
-
 impl Reach {
     /// The identity of the exit bridge: nobody else can answer to it.
     pub fn identity(&self) -> &[u8; 32] {

@@ -17,6 +17,8 @@ const QUIET: &[&str] = &[
     "tor_circmgr",
     "tor_guardmgr",
     "tor_hsclient",
+    "tor_hsservice",
+    "tor_dirclient",
     "hickory_resolver",
     "hickory_proto",
     "hickory_net",

@@ -50,10 +50,7 @@ impl OnionConnector {
     ///
     /// # Errors
     /// See [`OnionError`].
-    pub async fn circuit(
-        &self,
-        service: [u8; 32],
-    ) -> Result<Arc<ClientOnionServiceDataTunnel>, OnionError> {
+    pub async fn circuit(&self, service: [u8; 32]) -> Result<Arc<ClientOnionServiceDataTunnel>, OnionError> {
         let dirmgr = self.tor.dirmgr().map_err(tor_error)?;
         let netdir: Arc<NetDir> = dirmgr.netdir(Timeliness::Timely).map_err(tor_error)?;
         let mut isolation = StreamIsolationBuilder::new();

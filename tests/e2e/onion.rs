@@ -56,7 +56,8 @@ pub fn cases(suite: &mut Suite) {
     suite.case("an onion exit bridge refuses what a circuit one refuses", async |lab| {
         let bridge = lab.bridge().onion().run().await?;
         let client = lab.client().via(&bridge).set("optimistic", false).run().await?;
-        for target in ["http://127.0.0.1:80/", "http://169.254.169.254/", "http://10.0.0.1/", "http://[::1]/"] {
+        for target in ["http://127.0.0.1:80/", "http://169.254.169.254/", "http://10.0.0.1/", "http://[::1]/"]
+        {
             let page = client.get(target).await?;
             ensure!(page.status == 0 && page.exit_code == 97, "{target}: {page:?}");
         }

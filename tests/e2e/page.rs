@@ -111,12 +111,13 @@ pub fn cases(suite: &mut Suite) {
 
 async fn bodies_end_as_they_should(lab: &Lab, bridge: &Bridge) -> anyhow::Result<()> {
     let client = lab.client().via(bridge).run().await?;
-    let through = async |origin: &testnet::Origin, request: &[u8]| -> anyhow::Result<std::io::Result<usize>> {
-        let mut stream = Socks5Stream::connect(client.proxy, origin.addr()).await?;
-        stream.write_all(request).await?;
-        let mut got = Vec::new();
-        Ok(stream.read_to_end(&mut got).await)
-    };
+    let through =
+        async |origin: &testnet::Origin, request: &[u8]| -> anyhow::Result<std::io::Result<usize>> {
+            let mut stream = Socks5Stream::connect(client.proxy, origin.addr()).await?;
+            stream.write_all(request).await?;
+            let mut got = Vec::new();
+            Ok(stream.read_to_end(&mut got).await)
+        };
     let request = b"GET /bulk/2000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let whole = through(lab.origins.open(), request).await?;
     ensure!(whole.as_ref().is_ok_and(|n| *n > 2_000_000), "{whole:?}");

@@ -267,7 +267,7 @@ pub struct Fetched {
     pub sha256: String,
     /// Bytes of the body.
     pub size: u64,
-    /// The body, when it is short.
+    /// The body, when it is short and a text.
     pub text: String,
     /// curl's exit code: 0 for a complete transfer.
     pub exit_code: i32,
@@ -339,7 +339,7 @@ pub async fn curl(proxy: &str, url: &str, args: &[&str], dir: &Path) -> anyhow::
         status: String::from_utf8_lossy(&out.stdout).trim().parse().unwrap_or_default(),
         sha256: sha256(&bytes),
         size: bytes.len() as u64,
-        text: String::from_utf8_lossy(&bytes[..bytes.len().min(2000)]).into_owned(),
+        text: if bytes.len() < 2000 { String::from_utf8(bytes).unwrap_or_default() } else { String::new() },
         exit_code: out.status.code().unwrap_or(-1),
         took,
     })

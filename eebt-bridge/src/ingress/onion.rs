@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arti_client::TorClient;
+use data_encoding::HEXLOWER;
 use eebt_proto::OnionReach;
 use eebt_tor::{OnionConnector, TorRuntime};
-use futures::stream::BoxStream;
 use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -51,9 +53,9 @@ impl OnionIngress {
     pub fn launch(tor: &TorClient<TorRuntime>, keys: BridgeKeys) -> Result<Self, IngressError> {
         let reach = keys.onion_reach();
         // Arti keeps what it knows of a service under its nickname, the identity included. A name that
-        // follows from the identity can't lead to another one.
-        let name = reach.to_string();
-        let nickname: HsNickname = name.trim_end_matches(".onion").parse().map_err(setup)?;
+        // follows from the identity can't lead to another one; it is a hash, since Arti logs it.
+        let name = HEXLOWER.encode(&Sha256::digest(reach.service)[..10]);
+        let nickname: HsNickname = name.parse().map_err(setup)?;
         let config = || {
             let mut config = OnionServiceConfigBuilder::default();
             config.nickname(nickname.clone()).num_intro_points(INTRODUCTION_POINTS).build().map_err(setup)
