@@ -187,7 +187,8 @@ fn host(paths: &Paths) -> String {
 async fn ttfb(paths: &Paths, path: &Path, group: &str) -> anyhow::Result<f64> {
     let start = Instant::now();
     let mut stream = path.connect(group, paths.origin()).await?;
-    let at = visit::first_byte(&mut stream, &host(paths), "/bulk/1000").await?;
+    // A page that its origin sends in one piece, head and body.
+    let at = visit::first_byte(&mut stream, &host(paths), "/").await?;
     Ok((at - start).as_secs_f64() * 1000.0)
 }
 

@@ -58,6 +58,8 @@ pub struct Config {
     pub resolver: Vec<SocketAddr>,
     /// Bounds for each circuit and for all of them.
     pub limits: Limits,
+    /// Threads that move bytes. One has the least work to do; more are for links faster than it is.
+    pub threads: usize,
     /// Arti settings, passed through as they are.
     pub tor: toml::Table,
 }
@@ -92,6 +94,7 @@ impl Default for Config {
             allow_ingress: Vec::new(),
             resolver: Vec::new(),
             limits: Limits::default(),
+            threads: 1,
             tor: toml::Table::new(),
         }
     }
@@ -178,6 +181,9 @@ impl Config {
         }
         if self.address.is_some_and(|a| a.port() == 0 || a.ip().is_unspecified()) {
             return bad("address", "must be an address that relays can reach, with its port");
+        }
+        if self.threads == 0 {
+            return bad("threads", "must be at least 1");
         }
         if self.egress_address.is_some_and(|a| a.is_unspecified()) {
             return bad("egress_address", "must be an address of this machine");
@@ -289,6 +295,7 @@ mod tests {
         for (text, named) in [
             ("colour = 1", "colour"),
             ("listen = \"nowhere\"", "listen"),
+            ("threads = 0", "threads"),
             ("reach = []", "reach"),
             ("reach = [\"tunnel\"]", "reach"),
             ("policy = \"http\"", "policy"),

@@ -10,7 +10,6 @@ use eebt_bridge::config::ReachKind;
 use eebt_bridge::{BridgeKeys, Config, ExitBridge};
 use eebt_proto::{BridgeLine, Reach};
 use tokio_util::sync::CancellationToken;
-use tor_rtcompat::ToplevelBlockOn as _;
 
 /// An exit bridge: a short-lived way out of Tor that is on no list.
 #[derive(Parser)]
@@ -68,16 +67,15 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Line(args) => {
             let config = args.load()?;
+            let address = match config.reach.contains(&ReachKind::Circuit) {
+                true => Some(fixed_address(&config)?),
+                false => None,
+            };
             let keys = BridgeKeys::load(&config.keys)?;
-            let mut lines = Vec::new();
-            for reach in &config.reach {
-                let reach = match reach {
-                    ReachKind::Circuit => Reach::Circuit(keys.circuit_reach(vec![fixed_address(&config)?])),
-                    ReachKind::Onion => Reach::Onion(keys.onion_reach()),
-                };
-                lines.push(BridgeLine { reach, ports: config.policy.clone(), expires: config.expires });
-            }
-            print(&lines);
+            let circuit = address.map(|address| Reach::Circuit(keys.circuit_reach(vec![address])));
+            let onion = config.reach.contains(&ReachKind::Onion).then(|| Reach::Onion(keys.onion_reach()));
+            let line = |reach| BridgeLine { reach, ports: config.policy.clone(), expires: config.expires };
+            print(&circuit.into_iter().chain(onion).map(line).collect::<Vec<_>>());
             Ok(())
         }
         Command::Run(args) => serve(args.load()?),
@@ -95,10 +93,11 @@ fn fixed_address(config: &Config) -> anyhow::Result<SocketAddr> {
 fn serve(config: Config) -> anyhow::Result<()> {
     raise_file_limit();
     let _pid_file = config.pid_file.clone().map(PidFile::write).transpose()?;
-    let runtime = eebt_tor::create_runtime().context("cannot start the async runtime")?;
+    let (tokio, runtime) =
+        eebt_tor::create_runtime(config.threads).context("cannot start the async runtime")?;
     let bridge = ExitBridge::new(config)?;
     let shutdown = CancellationToken::new();
-    runtime.clone().block_on(async move {
+    tokio.block_on(async move {
         stop_on_signal(shutdown.clone())?;
         bridge.run(runtime, shutdown, print).await?;
         Ok(())

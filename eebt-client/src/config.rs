@@ -45,6 +45,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// Connections from programs at once.
     pub connections: u32,
+    /// Threads that move bytes. One has the least work to do; more are for links faster than it is.
+    pub threads: usize,
     /// Arti settings, passed through as they are.
     pub tor: toml::Table,
 }
@@ -77,6 +79,7 @@ impl Default for Config {
             connect_timeout: Duration::from_secs(60),
             handshake_timeout: Duration::from_secs(30),
             connections: 2048,
+            threads: 1,
             tor: toml::Table::new(),
         }
     }

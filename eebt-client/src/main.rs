@@ -11,7 +11,6 @@ use eebt_client::route::{Mode, Rule};
 use eebt_client::{Client, Config, RunError};
 use eebt_proto::BridgeLine;
 use tokio_util::sync::CancellationToken;
-use tor_rtcompat::ToplevelBlockOn as _;
 
 /// A local SOCKS and HTTP CONNECT proxy whose streams leave Tor through exit bridges.
 #[derive(Parser)]
@@ -65,10 +64,12 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
-    let client = Client::new(args.into_config()?)?;
-    let runtime = eebt_tor::create_runtime().context("cannot start the async runtime")?;
+    let config = args.into_config()?;
+    let threads = config.threads;
+    let client = Client::new(config)?;
+    let (tokio, runtime) = eebt_tor::create_runtime(threads).context("cannot start the async runtime")?;
     let shutdown = CancellationToken::new();
-    runtime.clone().block_on(async move {
+    tokio.block_on(async move {
         stop_on_signal(shutdown.clone())?;
         let ready = |addresses: &[SocketAddr]| {
             for addr in addresses {

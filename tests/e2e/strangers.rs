@@ -126,8 +126,8 @@ pub fn cases(suite: &mut Suite) {
 /// The runtime of all strangers. Made outside of any other runtime, and never dropped: neither can be
 /// done inside of one.
 pub fn arti_runtime() -> TorRuntime {
-    static RUNTIME: std::sync::OnceLock<TorRuntime> = std::sync::OnceLock::new();
-    RUNTIME.get_or_init(|| eebt_tor::create_runtime().expect("runtime")).clone()
+    static RUNTIME: std::sync::OnceLock<(tokio::runtime::Runtime, TorRuntime)> = std::sync::OnceLock::new();
+    RUNTIME.get_or_init(|| eebt_tor::create_runtime(2).expect("runtime")).1.clone()
 }
 
 /// Somebody with Arti on the private network.
