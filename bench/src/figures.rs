@@ -266,7 +266,7 @@ async fn download(
 
 /// Bytes per second of 20 downloads at once.
 async fn parallel(paths: &Paths, path: &Path, plan: &Plan) -> anyhow::Result<f64> {
-    let (host, each) = (host(paths), plan.bytes / 20);
+    let (host, each) = (host(paths), plan.bytes / 50);
     let start = Instant::now();
     let got = try_join_all((0..20).map(async |_| {
         let mut stream = path.connect("bulk", paths.origin()).await?;

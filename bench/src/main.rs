@@ -49,6 +49,10 @@ struct Args {
     #[arg(long)]
     quick: bool,
 
+    /// Samples of the figures that take long, for each path.
+    #[arg(long)]
+    rounds: Option<usize>,
+
     /// Where the results go.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
@@ -75,7 +79,8 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> anyhow::Result<()> {
     process::raise_file_limit()?;
-    let plan = if args.quick { Plan::quick() } else { Plan::default() };
+    let mut plan = if args.quick { Plan::quick() } else { Plan::default() };
+    plan.rounds = args.rounds.unwrap_or(plan.rounds);
     let rounds = plan.rounds;
     let mut report = Report::new(&args.out, args.scheduler)?;
     let wanted = |figure: &Figure| args.only.is_empty() || args.only.contains(figure);

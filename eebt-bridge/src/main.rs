@@ -1,6 +1,6 @@
 //! `eebt-bridge`: parse arguments, load the configuration, run, exit code.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -41,6 +41,9 @@ struct WithConfig {
     /// Any key of the configuration, such as --set listen=0.0.0.0:44321 (repeatable).
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
+    /// Local address of connections to targets; the same as --set egress_address=IP.
+    #[arg(long, value_name = "IP")]
+    egress_address: Option<IpAddr>,
 }
 
 fn main() -> ExitCode {
@@ -156,7 +159,9 @@ impl Drop for PidFile {
 
 impl WithConfig {
     fn load(&self) -> anyhow::Result<Config> {
-        Ok(Config::load_with(self.config.as_deref(), &self.settings)?)
+        let egress = self.egress_address.map(|ip| format!("egress_address={ip}"));
+        let settings: Vec<String> = self.settings.iter().cloned().chain(egress).collect();
+        Ok(Config::load_with(self.config.as_deref(), &settings)?)
     }
 }
 

@@ -159,6 +159,9 @@ impl Config {
         if self.connections == 0 {
             return bad("connections", "must be more than 0");
         }
+        if self.threads == 0 {
+            return bad("threads", "must be at least 1");
+        }
         if self.connect_timeout.is_zero() || self.handshake_timeout.is_zero() {
             return bad("connect_timeout, handshake_timeout", "must be more than 0");
         }
@@ -229,6 +232,7 @@ mod tests {
             ("bridges = [\"eebt1 circuit address=1.2.3.4\"]", "address"),
             ("path = \"short\"", "path"),
             ("connections = 0\nmode = \"never\"", "connections"),
+            ("threads = 0\nmode = \"never\"", "threads"),
             ("", "bridge"),
         ] {
             let error = match toml::from_str::<Config>(text) {
