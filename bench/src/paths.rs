@@ -25,8 +25,16 @@ pub struct Paths {
     pub latency: Duration,
     /// The ways.
     pub all: Vec<Path>,
-    /// Ends with this.
-    _running: ((Vec<Client>, Vec<Bridge>), Vec<Running>, DelayLink, TempDir),
+    _running: Programs,
+}
+
+/// What the ways consist of; all of it ends when this is dropped.
+struct Programs {
+    _clients: Vec<Client>,
+    _bridges: Vec<Bridge>,
+    _proxies: Vec<Running>,
+    _link: DelayLink,
+    _folder: TempDir,
 }
 
 /// One way to a target.
@@ -151,8 +159,14 @@ impl Paths {
             .filter(|p| wanted.is_empty() || wanted.iter().any(|w| p.name.contains(w)))
             .collect();
         ensure!(!all.is_empty(), "no path is called like that");
-        let ours = (vec![standard, vanguards, to_onion, arti, to_unlisted], vec![bridge, onion_bridge]);
-        let paths = Self { lab, latency, all, _running: (ours, running, link, folder) };
+        let running = Programs {
+            _clients: vec![standard, vanguards, to_onion, arti, to_unlisted],
+            _bridges: vec![bridge, onion_bridge],
+            _proxies: running,
+            _link: link,
+            _folder: folder,
+        };
+        let paths = Self { lab, latency, all, _running: running };
         paths.warm_up().await?;
         Ok(paths)
     }
