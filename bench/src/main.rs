@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use testnet::Scheduler;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::figures::{Figure, Plan};
 use crate::paths::Paths;
@@ -68,13 +69,27 @@ fn scheduler(text: &str) -> Result<Scheduler, String> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Args::parse()).await {
+    // What runs is ended when the future is dropped, so a signal must not end the process first.
+    let done = tokio::select! {
+        done = run(Args::parse()) => done,
+        error = told_to_stop() => Err(error),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn told_to_stop() -> anyhow::Error {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return anyhow::anyhow!("cannot handle SIGTERM");
+    };
+    tokio::select! { _ = tokio::signal::ctrl_c() => {}, _ = terminate.recv() => {} }
+    anyhow::anyhow!("told to stop; what was measured so far is kept")
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {

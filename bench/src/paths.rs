@@ -53,6 +53,9 @@ enum Route {
     SocksInSocks { outer: SocketAddr, inner: (String, u16), tls: Option<(TlsConnector, ServerName<'static>)> },
 }
 
+/// What the programs log: why something failed, and nothing for each stream.
+const LOG: &str = "info,tor_=warn,tor_netdir=error,arti_client=warn";
+
 /// Plain Tor: C tor client, exit.
 pub const PLAIN: &str = "plain exit, C tor client";
 /// Plain Tor with Arti as the client.
@@ -90,16 +93,16 @@ impl Paths {
         let tls_front = link.listen_addr();
 
         let lab = Lab::on(net).await?;
-        let bridge = lab.bridge().set("limits", no_limits()).log("warn").behind(latency).await?.run().await?;
-        let onion_bridge = lab.bridge().onion().set("limits", no_limits()).log("warn").run().await?;
+        let bridge = lab.bridge().set("limits", no_limits()).log(LOG).behind(latency).await?.run().await?;
+        let onion_bridge = lab.bridge().onion().set("limits", no_limits()).log(LOG).run().await?;
         let client = async |path: &str, bridge: &Bridge| {
-            lab.client().set("path", path).set("connections", 4096).log("warn").via(bridge).run().await
+            lab.client().set("path", path).set("connections", 4096).log(LOG).via(bridge).run().await
         };
         let standard = client("standard", &bridge).await?;
         let vanguards = client("vanguards", &bridge).await?;
         let to_onion = client("standard", &onion_bridge).await?;
-        let arti = lab.client().set("mode", "never").log("warn").run().await?;
-        let to_unlisted = lab.client().log("warn").via_line(&line_of(&unlisted)?).run().await?;
+        let arti = lab.client().set("mode", "never").log(LOG).run().await?;
+        let to_unlisted = lab.client().log(LOG).via_line(&line_of(&unlisted)?).run().await?;
 
         let plain = lab.net.socks_addr();
         let tor = |name: &str| lab.net.pid(name).context("a tor has ended");
