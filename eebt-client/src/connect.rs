@@ -245,13 +245,25 @@ impl Connector {
         self.circuits.retire(id, group, circuit).await;
     }
 
-    /// An exit bridge ended an optimistic stream before it was connected. When that was for reasons
-    /// of its own, it is left alone for a while.
-    pub fn note_end(&self, id: BridgeId, error: &std::io::Error) {
-        let inner = error.get_ref().and_then(|e| e.downcast_ref::<tor_proto::Error>());
-        if let Some(tor_proto::Error::EndReceived(EndReason::HIBERNATING | EndReason::RESOURCELIMIT)) = inner
-        {
-            self.bridges().note_failure(id, Now::read());
+    /// A stream broke, with or without an answer before. An exit bridge that ended it unanswered for
+    /// reasons of its own is left alone for a while. A circuit that is gone is not asked again, and
+    /// neither is the spare one: if the exit bridge died, that only does not know yet.
+    pub async fn note_break(
+        &self,
+        group: &Group,
+        id: BridgeId,
+        circuit: &Circuit,
+        error: &std::io::Error,
+        answered: bool,
+    ) {
+        use tor_proto::Error::EndReceived;
+        match error.get_ref().and_then(|e| e.downcast_ref::<tor_proto::Error>()) {
+            Some(EndReceived(EndReason::HIBERNATING | EndReason::RESOURCELIMIT)) if !answered => {
+                self.bridges().note_failure(id, Now::read());
+            }
+            // The target's end, or the program's.
+            Some(EndReceived(_)) | None => {}
+            Some(_) => self.circuits.retire(id, group, circuit).await,
         }
     }
 

@@ -25,7 +25,7 @@ pub fn cases(suite: &mut Suite) {
             download.exit_code != 0 && download.size > 0,
             "half a download must not look whole: {download:?}"
         );
-        ensure!(download.took < Duration::from_secs(15), "it hung: {:?}", download.took);
+        ensure!(download.took < Duration::from_secs(15), "it hung: {download:?}");
 
         let start = Instant::now();
         let next = client.get(&peer).await?;

@@ -200,8 +200,9 @@ async fn copy(
         tokio::select! {
             result = up => result,
             result = down => {
-                if let (Err(error), Some((id, _)), false) = (&result, &circuit, answered.load(Ordering::Relaxed)) {
-                    connector.note_end(*id, error);
+                if let (Err(error), Some((id, circuit))) = (&result, &circuit) {
+                    let answered = answered.load(Ordering::Relaxed);
+                    connector.note_break(group, *id, circuit, error, answered).await;
                 }
                 result
             }
