@@ -59,6 +59,8 @@ impl Suite {
                     return Err(first);
                 }
                 eprintln!("SECOND TRY: {named}: {why}");
+                // The network votes every 10 s; one consensus may have missed a relay.
+                tokio::time::sleep(Duration::from_secs(25)).await;
                 once().await
             })
         }));
