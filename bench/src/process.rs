@@ -5,6 +5,9 @@ use std::fs;
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+/// Clock ticks in a second of `/proc/PID/stat`: 100 on every Linux that is in use.
+const TICKS_PER_SECOND: f64 = 100.0;
+
 /// What some processes have used up so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cost {
@@ -33,7 +36,7 @@ impl Cost {
         // The name, in parentheses, may hold anything. utime and stime are fields 14 and 15.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks = |i: usize| fields.get(i)?.parse::<f64>().ok();
-        let cpu = (ticks(11)? + ticks(12)?) / ticks_per_second();
+        let cpu = (ticks(11)? + ticks(12)?) / TICKS_PER_SECOND;
         let mut switches = 0.0;
         for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
             let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
@@ -42,11 +45,6 @@ impl Cost {
         }
         Some(Self { cpu, switches })
     }
-}
-
-/// Clock ticks in a second of `/proc/PID/stat`: 100 on every Linux that is in use.
-fn ticks_per_second() -> f64 {
-    100.0
 }
 
 /// Memory of a process in kB: now, and at its peak.

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::arti;
-use crate::delay::{DelayLink, delay_link};
+use crate::delay::DelayLink;
 use crate::error::TestNetError;
 use crate::keys::{self, AuthorityKeys, private_dir};
 use crate::lock;
@@ -21,8 +21,10 @@ use crate::slice::{Slice, free_port};
 use crate::torrc::{self, Common, RelayInfo, Role, Scheduler};
 
 mod guests;
+mod plan;
 
 pub use guests::UnlistedRelay;
+use plan::{Plan, plan};
 
 /// No single wait is longer.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -170,17 +172,6 @@ pub struct TestNet {
     program: PathBuf,
     latency: Duration,
     common: Common,
-}
-
-/// A relay before it runs: what its torrc says, less the text.
-struct Plan {
-    nickname: String,
-    role: Role,
-    address: Ipv4Addr,
-    orport: u16,
-    listen_port: Option<u16>,
-    dirport: Option<u16>,
-    keys: Option<AuthorityKeys>,
 }
 
 impl TestNet {
@@ -494,32 +485,6 @@ impl Drop for TestNet {
     }
 }
 
-impl Plan {
-    fn torrc<'a>(&'a self, consensus_params: &'a [String]) -> torrc::Relay<'a> {
-        torrc::Relay {
-            nickname: &self.nickname,
-            role: self.role,
-            address: self.address,
-            orport: self.orport,
-            listen_port: self.listen_port,
-            dirport: self.dirport,
-            consensus_params,
-        }
-    }
-
-    /// The delayed link before this relay, if there is to be one.
-    async fn link(&self, one_way: Duration) -> Result<Option<DelayLink>, TestNetError> {
-        let Some(port) = self.listen_port else { return Ok(None) };
-        let listen = (self.address, self.orport).into();
-        Ok(Some(delay_link(listen, (self.address, port).into(), one_way).await?))
-    }
-
-    fn dir_authority(&self) -> Option<String> {
-        let keys = self.keys.as_ref()?;
-        Some(torrc::dir_authority(&self.torrc(&[]), self.dirport?, &keys.v3ident, &keys.rsa_identity))
-    }
-}
-
 /// The folder to work in, and whether it is a temporary one.
 fn folder(builder: &TestNetBuilder) -> Result<(PathBuf, Option<TempDir>), TestNetError> {
     if let Some(dir) = &builder.dir {
@@ -544,36 +509,6 @@ async fn authority_keys(builder: &TestNetBuilder, dir: &Path) -> Result<Vec<Auth
     tokio::task::spawn_blocking(move || keys::authorities(&tor, &cache, count))
         .await
         .unwrap_or(Err(TestNetError::Malformed { path: at, problem: "the thread that makes keys panicked" }))
-}
-
-/// Gives each relay a name, an address and ports. Authorities come first.
-fn plan(
-    builder: &TestNetBuilder,
-    slice: &Slice,
-    keys: Vec<AuthorityKeys>,
-) -> Result<Vec<Plan>, TestNetError> {
-    let mut keys = keys.into_iter();
-    let mut plans = Vec::new();
-    for (role, name, count) in [
-        (Role::Authority, "auth", builder.authorities),
-        (Role::Middle, "middle", builder.middles),
-        (Role::Exit, "exit", builder.exits),
-    ] {
-        for index in 0..count {
-            let address = slice.node(role, index);
-            let is_authority = role == Role::Authority;
-            plans.push(Plan {
-                nickname: format!("{name}{}", index + 1),
-                role,
-                address,
-                orport: free_port(address, 9001)?,
-                listen_port: if builder.latency.is_zero() { None } else { Some(free_port(address, 9101)?) },
-                dirport: if is_authority { Some(free_port(address, 9030)?) } else { None },
-                keys: if is_authority { keys.next() } else { None },
-            });
-        }
-    }
-    Ok(plans)
 }
 
 fn write_torrc(dir: &Path, text: &str) -> Result<(), TestNetError> {
