@@ -14,14 +14,12 @@ use std::time::{Duration, SystemTime};
 use derive_deftly::Deftly;
 use eebt_proto::limits::MAX_LIFETIME;
 use eebt_proto::{CircuitReach, OnionReach};
-use fs_mistrust::Mistrust;
+use eebt_tor::{KeyFolder, KeyFolderError, onion_reach, service_key};
 use tor_basic_utils::rand_hostname::random_hostname;
 use tor_cert::x509::TlsKeyAndCert;
-use tor_hscrypto::pk::{HsIdKey, HsIdKeypair};
+use tor_hscrypto::pk::HsIdKeypair;
 use tor_key_forge::{Keygen, ToEncodableCert, ToEncodableKey};
-use tor_keymgr::{
-    ArtiNativeKeystore, KeyMgr, KeyMgrBuilder, KeySpecifier, derive_deftly_template_KeySpecifier,
-};
+use tor_keymgr::{KeySpecifier, derive_deftly_template_KeySpecifier};
 use tor_llcrypto::rng::CautiousRng;
 use tor_proto::RelayChannelAuthMaterial;
 use tor_relay_crypto::pk::{
@@ -58,14 +56,6 @@ struct RsaIdentitySpecifier;
 #[deftly(summary = "Onion key of a circuit exit bridge")]
 struct NtorSpecifier;
 
-/// Where the onion service's identity is kept.
-#[derive(Deftly, PartialEq, Debug)]
-#[derive_deftly(KeySpecifier)]
-#[deftly(prefix = "exit_bridge")]
-#[deftly(role = "KS_hs_id")]
-#[deftly(summary = "Identity of an onion exit bridge")]
-struct ServiceSpecifier;
-
 /// The lasting keys of one exit bridge.
 pub struct BridgeKeys {
     identity: RelayIdentityKeypair,
@@ -84,14 +74,9 @@ pub enum KeysError {
     /// There are none.
     #[error("{0} holds no keys of an exit bridge")]
     Missing(PathBuf),
-    /// The key store refuses, because of permissions or a damaged file; the source says which.
-    #[error("cannot use the keys in {path}")]
-    Store {
-        /// The folder.
-        path: PathBuf,
-        /// What the key store said.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    /// The folder of the keys.
+    #[error(transparent)]
+    Folder(#[from] KeyFolderError),
     /// A certificate can't be made.
     #[error("cannot make the certificates of a relay")]
     Certificate(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -125,19 +110,17 @@ impl BridgeKeys {
     /// # Errors
     /// See [`KeysError`].
     pub fn load_or_generate(dir: &Path) -> Result<Self, KeysError> {
-        let store = open(dir)?;
+        let folder = KeyFolder::open(dir)?;
         Ok(Self {
-            identity: key(&store, dir, &IdentitySpecifier)?,
-            rsa_identity: key(&store, dir, &RsaIdentitySpecifier)?,
-            ntor: key(&store, dir, &NtorSpecifier)?,
-            service: key(&store, dir, &ServiceSpecifier)?,
+            identity: folder.get_or_generate(&IdentitySpecifier)?,
+            rsa_identity: folder.get_or_generate(&RsaIdentitySpecifier)?,
+            ntor: folder.get_or_generate(&NtorSpecifier)?,
+            service: service_key(&folder)?,
         })
     }
 
     fn exist(dir: &Path) -> Result<bool, KeysError> {
-        let store = open(dir)?;
-        let found = store.get::<RelayIdentityKeypair>(&IdentitySpecifier).map_err(|e| store_error(dir, e))?;
-        Ok(found.is_some())
+        Ok(KeyFolder::open(dir)?.get::<RelayIdentityKeypair>(&IdentitySpecifier)?.is_some())
     }
 
     /// How circuits are extended to an exit bridge with these keys.
@@ -153,7 +136,7 @@ impl BridgeKeys {
 
     /// How the onion service of an exit bridge with these keys is found.
     pub fn onion_reach(&self) -> OnionReach {
-        OnionReach { service: bytes(HsIdKey::from(&self.service).id().as_ref()) }
+        onion_reach(&self.service)
     }
 
     /// The keys for circuit handshakes.
@@ -202,26 +185,6 @@ impl BridgeKeys {
     }
 }
 
-fn open(dir: &Path) -> Result<KeyMgr, KeysError> {
-    let mistrust = Mistrust::builder()
-        .controlled_by_env_var("FS_MISTRUST_DISABLE_PERMISSIONS_CHECKS")
-        .build()
-        .map_err(|e| store_error(dir, e))?;
-    let store =
-        ArtiNativeKeystore::from_path_and_mistrust(dir, &mistrust).map_err(|e| store_error(dir, e))?;
-    KeyMgrBuilder::default().primary_store(Box::new(store)).build().map_err(|e| store_error(dir, e))
-}
-
-fn key<K>(store: &KeyMgr, dir: &Path, specifier: &dyn KeySpecifier) -> Result<K, KeysError>
-where
-    K: ToEncodableKey,
-    K::Key: Keygen,
-{
-    store
-        .get_or_generate::<K>(specifier, tor_keymgr::KeystoreSelector::default(), &mut CautiousRng)
-        .map_err(|e| store_error(dir, e))
-}
-
 /// A key that is kept nowhere.
 fn new_key<K>(rng: &mut CautiousRng) -> Result<K, tor_key_forge::Error>
 where
@@ -234,10 +197,6 @@ where
 /// The bytes of an identity, whose length is in its type.
 fn bytes<const N: usize>(from: &[u8]) -> [u8; N] {
     std::array::from_fn(|i| from.get(i).copied().unwrap_or_default())
-}
-
-fn store_error(dir: &Path, source: impl std::error::Error + Send + Sync + 'static) -> KeysError {
-    KeysError::Store { path: dir.into(), source: Box::new(source) }
 }
 
 #[cfg(test)]
@@ -267,7 +226,7 @@ mod tests {
         let key = dir.join("exit_bridge/ks_ntor.x25519_private");
         assert_eq!(key.metadata().unwrap().mode() & 0o077, 0);
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(matches!(BridgeKeys::load(&dir), Err(KeysError::Store { .. })), "open folders are refused");
+        assert!(matches!(BridgeKeys::load(&dir), Err(KeysError::Folder(_))), "open folders are refused");
     }
 
     #[test]

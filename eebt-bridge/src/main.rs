@@ -182,7 +182,7 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         RunError::Config(ConfigError::Field { .. } | ConfigError::Parse { .. }) => {
             Some("deploy/eebt-bridge.example.toml documents every key")
         }
-        RunError::Keys(KeysError::Store { .. }) => Some("the folder must belong to you alone: chmod 700"),
+        RunError::Keys(KeysError::Folder(_)) => Some("the folder must belong to you alone: chmod 700"),
         _ => None,
     }
 }

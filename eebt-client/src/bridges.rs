@@ -24,6 +24,15 @@ const MAX_GROUPS: usize = 10_000;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BridgeId([u8; 32]);
 
+/// Where a bridge line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The person, who has it from someone trusted.
+    Given,
+    /// An exit-bridge directory.
+    Found,
+}
+
 /// The exit bridges, and the groups that keep one.
 pub struct Bridges<G> {
     known: Vec<Known>,
@@ -33,6 +42,7 @@ pub struct Bridges<G> {
 struct Known {
     id: BridgeId,
     line: BridgeLine,
+    source: Source,
     failures: u32,
     paused_until: Option<Instant>,
 }
@@ -60,9 +70,12 @@ impl<G: Clone + Eq + Hash> Default for Bridges<G> {
 }
 
 impl<G: Clone + Eq + Hash> Bridges<G> {
-    /// Takes over a new list; what is known of those that stay is kept.
-    pub fn replace(&mut self, lines: impl IntoIterator<Item = BridgeLine>) {
-        let mut old: HashMap<BridgeId, Known> = self.known.drain(..).map(|k| (k.id, k)).collect();
+    /// Takes over a new list from `source`; what is known of those that stay is kept, and so are all
+    /// from another source.
+    pub fn replace(&mut self, source: Source, lines: impl IntoIterator<Item = BridgeLine>) {
+        let (old, others) = self.known.drain(..).partition(|k| k.source == source);
+        self.known = others;
+        let mut old: HashMap<BridgeId, Known> = Vec::into_iter(old).map(|k| (k.id, k)).collect();
         for line in lines {
             let id = BridgeId(*line.reach.identity());
             if self.known.iter().any(|k| k.id == id) {
@@ -70,15 +83,15 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
             }
             let known = match old.remove(&id) {
                 Some(known) if known.line == line => known,
-                _ => Known { id, line, failures: 0, paused_until: None },
+                _ => Known { id, line, source, failures: 0, paused_until: None },
             };
             self.known.push(known);
         }
     }
 
-    /// The line of an exit bridge.
-    pub fn line(&self, id: BridgeId) -> Option<&BridgeLine> {
-        self.known.iter().find(|k| k.id == id).map(|k| &k.line)
+    /// The line of an exit bridge, and where it came from.
+    pub fn line(&self, id: BridgeId) -> Option<(&BridgeLine, Source)> {
+        self.known.iter().find(|k| k.id == id).map(|k| (&k.line, k.source))
     }
 
     /// A number for the log, from 1, that says nothing about the exit bridge.
@@ -162,7 +175,7 @@ mod tests {
 
     fn bridges(n: u8) -> (Bridges<&'static str>, Now) {
         let mut bridges = Bridges::default();
-        bridges.replace((1..=n).map(|i| line(i, "web", None)));
+        bridges.replace(Source::Given, (1..=n).map(|i| line(i, "web", None)));
         (bridges, Now::read())
     }
 
@@ -186,7 +199,7 @@ mod tests {
     #[test]
     fn groups_are_spread() {
         let mut bridges = Bridges::<u32>::default();
-        bridges.replace((1..=5).map(|i| line(i, "web", None)));
+        bridges.replace(Source::Given, (1..=5).map(|i| line(i, "web", None)));
         let now = Now::read();
         let seen: std::collections::HashSet<_> =
             (0..200).filter_map(|group| bridges.choose(&group, 443, &[], now)).collect();
@@ -197,7 +210,7 @@ mod tests {
     fn another_port_does_not_move_a_group() {
         let now = Now::read();
         let mut bridges = Bridges::<&str>::default();
-        bridges.replace([line(1, "443", None), line(2, "22", None)]);
+        bridges.replace(Source::Given, [line(1, "443", None), line(2, "22", None)]);
         let own = bridges.choose(&"a", 443, &[], now).unwrap();
         assert!(bridges.choose(&"a", 22, &[], now).unwrap() != own);
         assert!(bridges.choose(&"a", 443, &[own], now).is_none());
@@ -223,11 +236,14 @@ mod tests {
     fn expiry_and_ports_are_minded() {
         let now = Now::read();
         let mut bridges = Bridges::<&str>::default();
-        bridges.replace([
-            line(1, "80", None),
-            line(2, "443", Some(now.wall + Duration::from_secs(10))),
-            line(2, "443", None),
-        ]);
+        bridges.replace(
+            Source::Given,
+            [
+                line(1, "80", None),
+                line(2, "443", Some(now.wall + Duration::from_secs(10))),
+                line(2, "443", None),
+            ],
+        );
         assert_eq!(bridges.alive(now), 2, "the same one twice counts once");
         assert!(bridges.choose(&"a", 443, &[], now) == Some(BridgeId([2; 32])));
         assert!(bridges.choose(&"a", 22, &[], now).is_none());
@@ -238,7 +254,7 @@ mod tests {
     fn a_new_list_keeps_what_is_known() {
         let (mut bridges, now) = bridges(2);
         bridges.note_failure(BridgeId([1; 32]), now);
-        bridges.replace([line(1, "web", None), line(3, "web", None)]);
+        bridges.replace(Source::Given, [line(1, "web", None), line(3, "web", None)]);
         for _ in 0..20 {
             assert!(bridges.choose(&"a", 443, &[], now) == Some(BridgeId([3; 32])));
         }

@@ -7,13 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use arti_client::TorClient;
 use eebt_proto::BridgeLine;
-use eebt_tor::TorRuntime;
+use eebt_tor::{CircuitError, Paths, TorRuntime};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::bridges::{Bridges, Now};
-use crate::circuits::{CircuitError, Circuits};
+use crate::bridges::{Bridges, Now, Source};
+use crate::circuits::Circuits;
 use crate::config::{Config, ConfigError, parse_bridge_lines};
 use crate::connect::Connector;
 use crate::listen;
@@ -98,9 +98,9 @@ impl Client {
         }
 
         let mut bridges = Bridges::default();
-        bridges.replace(config.bridges.iter().chain(&from_file).cloned());
+        bridges.replace(Source::Given, config.bridges.iter().chain(&from_file).cloned());
         tracing::info!(exit_bridges = bridges.alive(Now::read()), "connected to the Tor network");
-        let circuits = Arc::new(Circuits::new(Arc::clone(&tor), config.path, &tor_config)?);
+        let circuits = Arc::new(Circuits::new(Arc::new(Paths::new(Arc::clone(&tor), &tor_config)?)));
         let connector = Arc::new(Connector::new(tor, circuits, bridges, &config));
 
         let slots = Arc::new(Semaphore::new(config.connections as usize));
@@ -152,7 +152,7 @@ async fn follow_bridge_file(config: &Config, connector: &Connector) {
             }
         }
         let mut bridges = connector.bridges();
-        bridges.replace(lines);
+        bridges.replace(Source::Given, lines);
         tracing::info!(exit_bridges = bridges.alive(Now::read()), "bridge_file read again");
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use eebt_proto::{BridgeLine, LineError};
+use eebt_tor::PathKind;
 use serde::{Deserialize, Deserializer};
 
 use crate::route::{Mode, Rule};
@@ -49,18 +50,6 @@ pub struct Config {
     pub threads: usize,
     /// Arti settings, passed through as they are.
     pub tor: toml::Table,
-}
-
-/// How many relays stand before the exit bridge.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum PathKind {
-    /// Guard and middle: for exit bridges whose line came from someone trusted.
-    #[default]
-    Standard,
-    /// Guard, layer-two vanguard and middle: whoever chooses the exit bridge can make us build many
-    /// circuits to it, and must not find the guard by that (vanguards-spec).
-    Vanguards,
 }
 
 impl Default for Config {

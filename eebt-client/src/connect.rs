@@ -8,15 +8,15 @@ use std::time::Duration;
 use arti_client::isolation::IsolationHelper;
 use arti_client::{StreamPrefs, TorClient};
 use eebt_proto::special_use::special_use;
-use eebt_tor::TorRuntime;
+use eebt_tor::{CircuitError, PathKind, TorRuntime};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tor_cell::relaycell::msg::EndReason;
 use tor_error::{ErrorKind, HasKind as _};
 use tor_proto::client::stream::DataStream;
 
-use crate::bridges::{BridgeId, Bridges, Now};
-use crate::circuits::{Circuit, CircuitError, Circuits};
+use crate::bridges::{BridgeId, Bridges, Now, Source};
+use crate::circuits::{Circuit, Circuits};
 use crate::route::{Mode, Route, Rule, route};
 
 /// How long one exit bridge may keep us waiting before another one is tried beside it.
@@ -126,6 +126,7 @@ pub struct Connector {
     bridges: Mutex<Bridges<Group>>,
     mode: Mode,
     rules: Vec<Rule>,
+    path: PathKind,
     optimistic: bool,
     timeout: Duration,
     test_network: bool,
@@ -153,6 +154,7 @@ impl Connector {
             bridges: Mutex::new(bridges),
             mode: config.mode,
             rules: config.rules.clone(),
+            path: config.path,
             optimistic: config.optimistic,
             timeout: config.connect_timeout,
             test_network: config.network.is_some(),
@@ -267,6 +269,14 @@ impl Connector {
         }
     }
 
+    /// Who picked an exit bridge decides how its circuits are built: a directory may be hostile.
+    fn path(&self, source: Source) -> PathKind {
+        match source {
+            Source::Given => self.path,
+            Source::Found => PathKind::Vanguards,
+        }
+    }
+
     fn prefs(&self, group: &Group) -> StreamPrefs {
         let mut prefs = StreamPrefs::new();
         prefs.set_isolation(group.clone());
@@ -341,13 +351,13 @@ impl Connector {
             let next = {
                 let mut bridges = self.bridges();
                 let id = bridges.choose(group, port, &started, Now::read());
-                id.and_then(|id| Some((id, bridges.line(id)?.clone())))
+                id.and_then(|id| bridges.line(id).map(|(line, from)| (id, line.clone(), self.path(from))))
             };
             let more = next.is_some();
-            if let Some((id, line)) = next {
+            if let Some((id, line, path)) = next {
                 started.push(id);
                 let circuits = Arc::clone(&self.circuits);
-                attempts.push(async move { (id, circuits.get(id, &line, group).await) });
+                attempts.push(async move { (id, circuits.get(id, &line, path, group).await) });
             }
             if attempts.is_empty() {
                 return Err(last.unwrap_or(ConnectError::NoExitBridge));

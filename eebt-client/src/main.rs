@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
-use eebt_client::config::{ConfigError, PathKind};
+use eebt_client::config::ConfigError;
 use eebt_client::route::{Mode, Rule};
 use eebt_client::{Client, Config, RunError};
 use eebt_proto::BridgeLine;
+use eebt_tor::PathKind;
 use tokio_util::sync::CancellationToken;
 
 /// A local SOCKS and HTTP CONNECT proxy whose streams leave Tor through exit bridges.

@@ -16,3 +16,18 @@ pub const MAX_LABEL_LEN: usize = 63;
 
 /// Longest life of an exit bridge. It is short-lived by definition.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Longest signed document that an exit-bridge directory reads, in bytes, before base64.
+pub const MAX_DOCUMENT_LEN: usize = 4096;
+
+/// Longest time that a descriptor is valid.
+pub const MAX_VALIDITY: Duration = Duration::from_secs(3 * 3600);
+
+/// How far the clock of whoever signs may be ahead of the clock of whoever reads.
+pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(300);
+
+/// Most exit bridges in one answer of an exit-bridge directory.
+pub const MAX_HANDED_OUT: usize = 3;
+
+/// Longest name of a program and its version in a descriptor, in bytes.
+pub const MAX_SOFTWARE_LEN: usize = 64;

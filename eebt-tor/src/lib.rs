@@ -1,16 +1,25 @@
-//! What the exit bridge and the client both need of Arti: its configuration, a runtime whose sockets
-//! do not wait, a log that does not tell too much, circuits to onion services, and the loop that moves bytes.
+//! What several roles need of Arti: its configuration, a runtime whose sockets do not wait, a log that
+//! does not tell too much, circuits to exit bridges and to onion services, onion services of one's own
+//! and the folder of their keys, HTTP to an onion service, and the loop that moves bytes.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod circuit;
 mod config;
+mod http;
+mod keys;
 mod log;
 mod onion;
 mod pump;
 mod runtime;
+mod service;
 
+pub use circuit::{Circuit, CircuitError, PathKind, Paths};
 pub use config::{TorConfigError, tor_client_config};
+pub use http::{HttpError, OnionHttp, Reply};
+pub use keys::{KeyFolder, KeyFolderError, service_key};
 pub use log::init_log;
 pub use onion::{OnionConnector, OnionError};
 pub use pump::pump;
 pub use runtime::{TorRuntime, create_runtime};
+pub use service::{OnionService, ServiceError, onion_reach};

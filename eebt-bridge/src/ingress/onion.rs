@@ -8,41 +8,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arti_client::TorClient;
-use data_encoding::HEXLOWER;
 use eebt_proto::OnionReach;
-use eebt_tor::{OnionConnector, TorRuntime};
+use eebt_tor::{OnionConnector, OnionService, TorRuntime};
 use futures::StreamExt as _;
-use futures::stream::BoxStream;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tor_error::ErrorReport as _;
-use tor_hsservice::config::OnionServiceConfigBuilder;
-use tor_hsservice::{HsNickname, RendRequest, RunningOnionService};
+use tor_hsservice::RendRequest;
 
 use super::{Incoming, IngressError, serve_circuit};
 use crate::egress::Egress;
 use crate::keys::BridgeKeys;
-
-/// Introduction points: a client needs one of them, and each costs a circuit.
-const INTRODUCTION_POINTS: u8 = 3;
 
 /// How long one try to reach ourselves may take, and the pause after one that failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 const PROBE_PAUSE: Duration = Duration::from_millis(250);
 
 /// The onion service of an exit bridge.
-pub struct OnionIngress {
-    reach: OnionReach,
-    /// The service ends when this is dropped; rendezvous circuits that are open stay.
-    service: Arc<RunningOnionService>,
-    requests: BoxStream<'static, RendRequest>,
-}
-
-fn setup(source: impl std::error::Error + Send + Sync + 'static) -> IngressError {
-    IngressError::Setup("onion service", Box::new(source))
-}
+pub struct OnionIngress(OnionService);
 
 impl OnionIngress {
     /// Launches the service. It takes some seconds more until it can be found; see
@@ -51,30 +35,13 @@ impl OnionIngress {
     /// # Errors
     /// See [`IngressError`].
     pub fn launch(tor: &TorClient<TorRuntime>, keys: BridgeKeys) -> Result<Self, IngressError> {
-        let reach = keys.onion_reach();
-        // Arti keeps what it knows of a service under its nickname, the identity included. A name that
-        // follows from the identity can't lead to another one; it is a hash, since Arti logs it.
-        let name = HEXLOWER.encode(&Sha256::digest(reach.service)[..10]);
-        let nickname: HsNickname = name.parse().map_err(setup)?;
-        let config = || {
-            let mut config = OnionServiceConfigBuilder::default();
-            config.nickname(nickname.clone()).num_intro_points(INTRODUCTION_POINTS).build().map_err(setup)
-        };
-        let launched = match tor.launch_onion_service_with_hsid(config()?, keys.service) {
-            Ok(launched) => launched.map(|(service, requests)| (service, requests.boxed())),
-            // Launched before, most likely: its identity is in Arti's store already.
-            Err(_) => {
-                let launched = tor.launch_onion_service(config()?).map_err(setup)?;
-                launched.map(|(service, requests)| (service, requests.boxed()))
-            }
-        };
-        let (service, requests) = launched.ok_or_else(|| setup(std::io::Error::other("it is disabled")))?;
-        Ok(Self { reach, service, requests })
+        let launched = OnionService::launch(tor, keys.service);
+        Ok(Self(launched.map_err(|e| IngressError::Setup("onion service", Box::new(e)))?))
     }
 
     /// How clients find it.
     pub fn reach(&self) -> &OnionReach {
-        &self.reach
+        &self.0.reach
     }
 
     /// Serves clients until `shutdown`; circuits that are open then go on for as long as this future
@@ -82,7 +49,7 @@ impl OnionIngress {
     pub async fn run(mut self, egress: Arc<Egress>, shutdown: CancellationToken) {
         let circuits = Arc::new(Semaphore::new(egress.limits().rendezvous_circuits as usize));
         let serving = async {
-            while let Some(request) = self.requests.next().await {
+            while let Some(request) = self.0.requests.next().await {
                 let Ok(place) = Arc::clone(&circuits).try_acquire_owned() else {
                     tracing::debug!("too many circuits: a client is not met");
                     continue;
@@ -95,7 +62,7 @@ impl OnionIngress {
             }
         };
         tokio::select! { () = serving => {}, () = shutdown.cancelled() => {} }
-        drop((self.service, self.requests));
+        drop(self.0);
         std::future::pending::<()>().await;
     }
 }

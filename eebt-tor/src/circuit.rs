@@ -1,0 +1,278 @@
+//! Circuits that end at an exit bridge.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arti_client::{TorClient, TorClientConfig};
+use eebt_proto::{CircuitReach, Reach};
+use serde::Deserialize;
+use tor_circmgr::CircMgrConfig as _;
+use tor_circmgr::build::exit_circparams_from_netparams;
+use tor_circmgr::isolation::StreamIsolation;
+use tor_circmgr::path::TorPath;
+use tor_circmgr::{ClientDataTunnel, ClientOnionServiceDataTunnel, TargetPort};
+use tor_error::ErrorReport as _;
+use tor_linkspec::OwnedCircTarget;
+use tor_netdir::{NetDir, Relay, SubnetConfig};
+use tor_proto::client::stream::{DataStream, StreamParameters};
+use tor_relay_selection::{RelayExclusion, RelaySelectionConfig, RelaySelector, RelayUsage};
+
+use crate::{OnionConnector, OnionError, TorRuntime};
+
+/// How long extending to the exit bridge may take; Arti has no limit of its own there.
+const EXTEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many relays stand before a circuit exit bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathKind {
+    /// Guard and middle: for exit bridges whose line came from someone trusted.
+    #[default]
+    Standard,
+    /// Guard, layer-two vanguard and middle: whoever chooses the exit bridge can make us build many
+    /// circuits to it, and must not find the guard by that (vanguards-spec).
+    Vanguards,
+}
+
+/// A circuit that ends at an exit bridge. A clone is the same circuit.
+#[derive(Clone)]
+pub struct Circuit {
+    tunnel: Arc<Tunnel>,
+}
+
+enum Tunnel {
+    /// Extended by us, from a plain path.
+    Standard(ClientDataTunnel),
+    /// Extended by us, from a path with vanguards.
+    Vanguards(ClientOnionServiceDataTunnel),
+    /// To an onion service; Arti's connector holds it too.
+    Onion(Arc<ClientOnionServiceDataTunnel>),
+}
+
+impl Tunnel {
+    /// The two types that Arti has for it, with the same calls.
+    fn kind(&self) -> Result<&ClientDataTunnel, &ClientOnionServiceDataTunnel> {
+        match self {
+            Self::Standard(tunnel) => Ok(tunnel),
+            Self::Vanguards(tunnel) => Err(tunnel),
+            Self::Onion(tunnel) => Err(tunnel),
+        }
+    }
+}
+
+/// Why there is no circuit. Carries no address of the exit bridge.
+#[derive(Debug, thiserror::Error)]
+pub enum CircuitError {
+    /// There is no consensus, no guard or no middle: not the exit bridge's fault.
+    #[error("no way into the Tor network: {0}")]
+    Tor(String),
+    /// The exit bridge did not answer, or not as it should.
+    #[error("the exit bridge cannot be reached: {0}")]
+    ExitBridge(String),
+}
+
+impl From<OnionError> for CircuitError {
+    fn from(error: OnionError) -> Self {
+        match error {
+            OnionError::Tor(error) => Self::Tor(error),
+            OnionError::Service(error) => Self::ExitBridge(error),
+        }
+    }
+}
+
+fn tor_error(error: impl std::error::Error + 'static) -> CircuitError {
+    CircuitError::Tor(error.report().to_string())
+}
+
+/// Builds circuits to exit bridges.
+pub struct Paths {
+    tor: Arc<TorClient<TorRuntime>>,
+    onions: OnionConnector,
+    /// Which addresses are too near each other for one circuit.
+    subnets: SubnetConfig,
+}
+
+impl Paths {
+    /// With the guards and relays of `tor`, which must have been bootstrapped.
+    ///
+    /// # Errors
+    /// [`CircuitError::Tor`].
+    pub fn new(tor: Arc<TorClient<TorRuntime>>, config: &TorClientConfig) -> Result<Self, CircuitError> {
+        let onions = OnionConnector::new(Arc::clone(&tor), config)?;
+        Ok(Self { tor, onions, subnets: config.path_rules().subnet_config() })
+    }
+
+    /// Builds one, shared with nobody. One try, by one path.
+    ///
+    /// # Errors
+    /// See [`CircuitError`].
+    pub async fn build(&self, reach: &Reach, path: PathKind) -> Result<Circuit, CircuitError> {
+        let tunnel = match reach {
+            Reach::Circuit(reach) => self.extended(&circ_target(reach)?, path).await?,
+            Reach::Onion(reach) => Tunnel::Onion(self.onions.circuit(reach.service).await?),
+        };
+        Ok(Circuit { tunnel: Arc::new(tunnel) })
+    }
+
+    /// A path through Tor, extended to a circuit exit bridge.
+    async fn extended(&self, target: &OwnedCircTarget, path: PathKind) -> Result<Tunnel, CircuitError> {
+        let netdir = self.tor.dirmgr().map_err(tor_error)?.timely_netdir().map_err(tor_error)?;
+        let params = exit_circparams_from_netparams(netdir.params()).map_err(tor_error)?;
+        let tunnel = match path {
+            PathKind::Standard => match self.two_hops(&netdir, target).await? {
+                Some(path) => {
+                    let circmgr = self.tor.circmgr().map_err(tor_error)?;
+                    let usage = tor_chanmgr::ChannelUsage::UserTraffic;
+                    let tunnel = circmgr.builder().build(&path, &params, usage).await.map_err(tor_error)?;
+                    Tunnel::Standard(ClientDataTunnel::from(tunnel))
+                }
+                // The guard is a Tor bridge, which no public path names, or there are no Tor exits to
+                // learn it from: let Arti choose a path, though it is one relay longer.
+                None => self.stem(&netdir).await?,
+            },
+            PathKind::Vanguards => self.stem(&netdir).await?,
+        };
+        let extend = async {
+            match tunnel.kind() {
+                Ok(t) => t.extend(target, params).await,
+                Err(t) => t.extend(target, params).await,
+            }
+        };
+        match tokio::time::timeout(EXTEND_TIMEOUT, extend).await {
+            Ok(Ok(())) => Ok(tunnel),
+            Ok(Err(error)) => Err(CircuitError::ExitBridge(error.report().to_string())),
+            Err(_) => Err(CircuitError::ExitBridge("no answer in time".to_owned())),
+        }
+    }
+
+    /// Guard, layer-two vanguard and a third relay, as for onion services.
+    async fn stem(&self, netdir: &NetDir) -> Result<Tunnel, CircuitError> {
+        let pool = self.tor.hs_circ_pool().map_err(tor_error)?;
+        let (tunnel, _last) = pool.get_or_launch_client_rend(netdir).await.map_err(tor_error)?;
+        Ok(Tunnel::Vanguards(tunnel))
+    }
+
+    /// Guard and middle. The guard is the one that Arti's own circuits use; the middle is chosen as
+    /// for any circuit, away from the guard and from the exit bridge.
+    async fn two_hops<'a>(
+        &self,
+        netdir: &'a NetDir,
+        target: &OwnedCircTarget,
+    ) -> Result<Option<TorPath<'a>>, CircuitError> {
+        let circmgr = self.tor.circmgr().map_err(tor_error)?;
+        let any_exit = circmgr
+            .get_or_launch_exit(netdir.into(), &[TargetPort::ipv4(443)], StreamIsolation::no_isolation())
+            .await;
+        let any_exit = match any_exit {
+            Ok(tunnel) => tunnel,
+            Err(error) => {
+                tracing::debug!(error = %error.report(), "no plain circuit to learn the guard from");
+                return Ok(None);
+            }
+        };
+        let guard = any_exit.as_ref().first_hop().map_err(tor_error)?;
+        let Some(guard) = netdir.by_ids(&guard) else { return Ok(None) };
+        let middle = self.middle(netdir, &guard, target)?;
+        Ok(Some(TorPath::new_multihop([guard, middle])))
+    }
+
+    fn middle<'a>(
+        &self,
+        netdir: &'a NetDir,
+        guard: &Relay<'a>,
+        target: &OwnedCircTarget,
+    ) -> Result<Relay<'a>, CircuitError> {
+        let no_ports = std::collections::HashSet::new();
+        let config = RelaySelectionConfig { long_lived_ports: &no_ports, subnet_config: self.subnets };
+        let mut not = RelayExclusion::exclude_relays_in_same_family(
+            &config,
+            vec![guard.clone()],
+            netdir.params().into(),
+        );
+        not.extend(&RelayExclusion::exclude_channel_target_family(&config, target, netdir));
+        // No exit: anybody can come from an exit's address, so exit bridges do not listen to them.
+        let exits = netdir
+            .relays()
+            .filter(|r| r.low_level_details().policies_allow_some_port())
+            .map(|r| (*r.rsa_id()).into());
+        not.extend(&RelayExclusion::exclude_identities(exits.collect()));
+        let selector = RelaySelector::new(RelayUsage::middle_relay(None), not);
+        let (middle, _info) = selector.select_relay(&mut rand::rng(), netdir);
+        middle.ok_or_else(|| CircuitError::Tor("no relay can be the middle".to_owned()))
+    }
+}
+
+/// A bridge line in Arti's terms.
+fn circ_target(reach: &CircuitReach) -> Result<OwnedCircTarget, CircuitError> {
+    let bad = |field: &str| CircuitError::ExitBridge(format!("its bridge line is unusable: {field}"));
+    let mut builder = OwnedCircTarget::builder();
+    builder
+        .chan_target()
+        .addrs(reach.addresses.clone())
+        .ed_identity(reach.ed25519.into())
+        .rsa_identity(reach.rsa.into());
+    builder
+        .ntor_onion_key(reach.ntor.into())
+        .protocols(reach.protocols.parse().map_err(|_| bad("protocols"))?)
+        .build()
+        .map_err(|_| bad("keys"))
+}
+
+impl Circuit {
+    /// Is it the same circuit as `other`?
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.tunnel, &other.tunnel)
+    }
+
+    /// Is it gone?
+    pub fn is_closed(&self) -> bool {
+        match self.tunnel.kind() {
+            Ok(t) => t.is_closed(),
+            Err(t) => t.is_closed(),
+        }
+    }
+
+    /// A name for the log that is worth nothing outside of this process.
+    pub fn log_name(&self) -> String {
+        match self.tunnel.kind() {
+            Ok(t) => t.unique_id().to_string(),
+            Err(t) => t.unique_id().to_string(),
+        }
+    }
+
+    /// Opens a stream.
+    ///
+    /// # Errors
+    /// Arti's.
+    pub async fn begin(&self, host: &str, port: u16, optimistic: bool) -> tor_circmgr::Result<DataStream> {
+        let mut params = StreamParameters::default();
+        params.optimistic(optimistic);
+        match self.tunnel.kind() {
+            Ok(t) => t.begin_stream(host, port, Some(params)).await,
+            Err(t) => t.begin_stream(host, port, Some(params)).await,
+        }
+    }
+
+    /// Asks the exit bridge for the addresses of a name. `None`: Arti can't ask on such a circuit.
+    ///
+    /// # Errors
+    /// Arti's.
+    pub async fn resolve(&self, host: &str) -> tor_circmgr::Result<Option<Vec<IpAddr>>> {
+        match self.tunnel.kind() {
+            Ok(t) => t.resolve(host).await.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Asks the exit bridge for the names of an address. `None`: Arti can't ask on such a circuit.
+    ///
+    /// # Errors
+    /// Arti's.
+    pub async fn resolve_ptr(&self, ip: IpAddr) -> tor_circmgr::Result<Option<Vec<String>>> {
+        match self.tunnel.kind() {
+            Ok(t) => t.resolve_ptr(ip).await.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+}
