@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use arti_client::TorClient;
 use eebt_proto::special_use::special_use;
 use eebt_proto::{BridgeLine, Reach};
-use eebt_tor::{OnionConnector, OnionError, TorRuntime};
+use eebt_tor::{ConfigError, OnionConnector, OnionError, TorRuntime};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
@@ -15,12 +15,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tor_netdir::{NetDirProvider, Timeliness};
 
-use crate::config::{Config, ConfigError, ReachKind};
+use crate::config::{Config, ReachKind};
 use crate::consensus::{Consensus, own_addresses};
 use crate::egress::Egress;
 use crate::ingress::IngressError;
 use crate::ingress::circuit::CircuitIngress;
-use crate::ingress::onion::{OnionIngress, until_reachable};
+use crate::ingress::onion::OnionIngress;
 use crate::keys::{BridgeKeys, KeysError};
 use crate::resolve::{ResolveError, Resolver};
 use crate::status::{self, Phase, Status};
@@ -160,7 +160,7 @@ impl ExitBridge {
             serving.push(ingress.run(Arc::clone(&egress), close.clone()).boxed());
             let connector = OnionConnector::new(Arc::clone(&client), &tor_config)?;
             tokio::select! {
-                () = until_reachable(&connector, &reach) => reaches.push(Reach::Onion(reach)),
+                () = connector.until_reachable(&reach) => reaches.push(Reach::Onion(reach)),
                 () = serving.select_next_some() => {}
                 () = shutdown.cancelled() => return Ok(()),
                 () = sleep_until(expires) => return Err(RunError::Expired),

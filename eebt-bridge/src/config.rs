@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use eebt_proto::limits::MAX_LIFETIME;
 use eebt_proto::{ExitPolicy, PortSet};
+use eebt_tor::ConfigError;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
@@ -100,66 +101,13 @@ impl Default for Config {
     }
 }
 
-/// Why a configuration can't be used. Each message names the field.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file can't be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is not what it should be; the source names line and key.
-    #[error("{path} is not a valid configuration")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Which line and key, and what was expected.
-        source: Box<toml::de::Error>,
-    },
-    /// A value that no exit bridge can have.
-    #[error("{field}: {problem}")]
-    Field {
-        /// The key in the file.
-        field: &'static str,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The Tor settings.
-    #[error(transparent)]
-    Tor(#[from] eebt_tor::TorConfigError),
-}
-
 impl Config {
     /// Reads `path` (the defaults when it is `None`), puts `key=value` settings over it, and checks.
-    ///
-    /// A value that is no TOML value is taken as a string, so that `listen=0.0.0.0:9001` needs no
-    /// quotes; a dot in a key leads into a table (`limits.streams=10`).
     ///
     /// # Errors
     /// See [`ConfigError`].
     pub fn load_with(path: Option<&Path>, settings: &[String]) -> Result<Self, ConfigError> {
-        let text = match path {
-            Some(path) => std::fs::read_to_string(path)
-                .map_err(|source| ConfigError::Read { path: path.into(), source })?,
-            None => String::new(),
-        };
-        let parse = |source| ConfigError::Parse {
-            path: path.unwrap_or(Path::new("--set")).into(),
-            source: Box::new(source),
-        };
-        let config: Self = if settings.is_empty() {
-            // Straight from the text, for errors that show the line.
-            toml::from_str(&text).map_err(parse)?
-        } else {
-            let mut table: toml::Table = toml::from_str(&text).map_err(parse)?;
-            for setting in settings {
-                set(&mut table, setting)?;
-            }
-            table.try_into().map_err(parse)?
-        };
+        let config: Self = eebt_tor::load_config(path, settings)?;
         config.check()?;
         Ok(config)
     }
@@ -221,31 +169,6 @@ impl Config {
         base.insert("preemptive_circuits".into(), preemptive.into());
         Ok(eebt_tor::tor_client_config(&self.state_dir, base, self.network.as_deref(), &self.tor)?)
     }
-}
-
-/// Puts one `key=value` into `table`.
-fn set(table: &mut toml::Table, setting: &str) -> Result<(), ConfigError> {
-    let bad = || ConfigError::Field {
-        field: "--set",
-        problem: format!("{setting:?} is not of the form key=value"),
-    };
-    let (key, value) = setting.split_once('=').ok_or_else(bad)?;
-    let value = format!("v = {value}")
-        .parse::<toml::Table>()
-        .ok()
-        .and_then(|mut t| t.remove("v"))
-        .unwrap_or_else(|| value.into());
-    let mut place = table;
-    let mut keys = key.split('.').peekable();
-    while let Some(key) = keys.next() {
-        if keys.peek().is_none() {
-            place.insert(key.to_owned(), value);
-            break;
-        }
-        let inner = place.entry(key).or_insert_with(|| toml::Table::new().into());
-        place = inner.as_table_mut().ok_or_else(bad)?;
-    }
-    Ok(())
 }
 
 fn port_set<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortSet, D::Error> {

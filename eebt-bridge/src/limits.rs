@@ -6,9 +6,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use eebt_proto::Target;
+use eebt_tor::ConfigError;
 use serde::Deserialize;
-
-use crate::config::ConfigError;
 
 /// Bounds for each circuit, and for the exit bridge as a whole.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

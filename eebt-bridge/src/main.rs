@@ -94,67 +94,23 @@ fn fixed_address(config: &Config) -> anyhow::Result<SocketAddr> {
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
-    raise_file_limit();
-    let _pid_file = config.pid_file.clone().map(PidFile::write).transpose()?;
+    eebt_tor::raise_file_limit();
+    let _pid_file = config.pid_file.as_deref().map(eebt_tor::PidFile::write).transpose()?;
     let (tokio, runtime) =
         eebt_tor::create_runtime(config.threads).context("cannot start the async runtime")?;
     let bridge = ExitBridge::new(config)?;
     let shutdown = CancellationToken::new();
     tokio.block_on(async move {
-        stop_on_signal(shutdown.clone())?;
+        eebt_tor::stop_on_signal(shutdown.clone()).context("cannot handle signals")?;
         bridge.run(runtime, shutdown, print).await?;
         Ok(())
     })
-}
-
-/// Each stream takes a file descriptor, and the usual soft limit of 1024 is for programs of old.
-fn raise_file_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
 }
 
 /// The one place that writes to stdout: data, bridge lines.
 #[allow(clippy::print_stdout)]
 fn print(lines: &[BridgeLine]) {
     lines.iter().for_each(|line| println!("{line}"));
-}
-
-/// SIGTERM or Ctrl-C: stop taking streams and drain. A second one ends at once, by default.
-fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle Ctrl-C")?;
-    tokio::spawn(async move {
-        let next = async || tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} };
-        let mut next = next;
-        next().await;
-        shutdown.cancel();
-        next().await;
-        tracing::warn!("told to stop twice: streams are cut");
-        std::process::exit(1);
-    });
-    Ok(())
-}
-
-/// Holds the process id while this lives.
-struct PidFile(PathBuf);
-
-impl PidFile {
-    fn write(path: PathBuf) -> anyhow::Result<Self> {
-        std::fs::write(&path, format!("{}\n", std::process::id()))
-            .with_context(|| format!("pid_file: cannot write {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for PidFile {
-    fn drop(&mut self) {
-        let _gone = std::fs::remove_file(&self.0);
-    }
 }
 
 impl WithConfig {
@@ -168,8 +124,8 @@ impl WithConfig {
 /// What to try, for errors where that is known.
 fn hint(error: &anyhow::Error) -> Option<&'static str> {
     use eebt_bridge::RunError;
-    use eebt_bridge::config::ConfigError;
     use eebt_bridge::keys::KeysError;
+    use eebt_tor::ConfigError;
     if let Some(KeysError::Exist(_)) = error.downcast_ref() {
         return Some("an exit bridge keeps its keys for life; choose another folder for a new one");
     }

@@ -7,14 +7,14 @@ use std::time::{Duration, SystemTime};
 
 use arti_client::TorClient;
 use eebt_proto::BridgeLine;
-use eebt_tor::{CircuitError, Paths, TorRuntime};
+use eebt_tor::{CircuitError, ConfigError, Paths, TorRuntime};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::bridges::{Bridges, Now, Source};
 use crate::circuits::Circuits;
-use crate::config::{Config, ConfigError, parse_bridge_lines};
+use crate::config::{Config, parse_bridge_lines};
 use crate::connect::Connector;
 use crate::listen;
 

@@ -3,11 +3,11 @@
 //! `deploy/eebt-client.example.toml` documents every key; a test holds it to the defaults here.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use eebt_proto::{BridgeLine, LineError};
-use eebt_tor::PathKind;
+use eebt_proto::BridgeLine;
+use eebt_tor::{ConfigError, PathKind};
 use serde::{Deserialize, Deserializer};
 
 use crate::route::{Mode, Rule};
@@ -74,58 +74,7 @@ impl Default for Config {
     }
 }
 
-/// Why a configuration can't be used. Each message names the field.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file can't be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is not what it should be; the source names line and key.
-    #[error("{path} is not a valid configuration")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Which line and key, and what was expected.
-        source: Box<toml::de::Error>,
-    },
-    /// A bridge line is malformed.
-    #[error("{origin}")]
-    Line {
-        /// Where it stood.
-        origin: String,
-        /// Which field of it is wrong.
-        source: LineError,
-    },
-    /// A value that can't work.
-    #[error("{field}: {problem}")]
-    Field {
-        /// The key in the file.
-        field: &'static str,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The Tor settings.
-    #[error(transparent)]
-    Tor(#[from] eebt_tor::TorConfigError),
-}
-
 impl Config {
-    /// Reads a file. It is not checked yet: flags come over it first.
-    ///
-    /// # Errors
-    /// [`ConfigError::Read`], [`ConfigError::Parse`].
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.into(), source })?;
-        toml::from_str(&text)
-            .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
-    }
-
     /// Refuses what can't work, so that nothing fails after the start.
     ///
     /// # Errors

@@ -6,11 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
-use eebt_client::config::ConfigError;
 use eebt_client::route::{Mode, Rule};
 use eebt_client::{Client, Config, RunError};
 use eebt_proto::BridgeLine;
-use eebt_tor::PathKind;
+use eebt_tor::{ConfigError, PathKind};
 use tokio_util::sync::CancellationToken;
 
 /// A local SOCKS and HTTP CONNECT proxy whose streams leave Tor through exit bridges.
@@ -71,7 +70,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     let (tokio, runtime) = eebt_tor::create_runtime(threads).context("cannot start the async runtime")?;
     let shutdown = CancellationToken::new();
     tokio.block_on(async move {
-        stop_on_signal(shutdown.clone())?;
+        eebt_tor::stop_on_signal(shutdown.clone()).context("cannot handle signals")?;
         let ready = |addresses: &[SocketAddr]| {
             for addr in addresses {
                 eprintln!("ready: SOCKS5, SOCKS4a and HTTP CONNECT on {addr}");
@@ -85,7 +84,7 @@ fn run(args: Args) -> anyhow::Result<()> {
 impl Args {
     /// The file's settings with the flags over them.
     fn into_config(self) -> Result<Config, ConfigError> {
-        let mut config = self.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+        let mut config: Config = eebt_tor::load_config(self.config.as_deref(), &[])?;
         config.bridges.extend(self.bridges);
         if !self.listen.is_empty() {
             config.listen = self.listen;
@@ -102,18 +101,6 @@ impl Args {
         config.network = self.network.or(config.network);
         Ok(config)
     }
-}
-
-/// SIGTERM or Ctrl-C ends the client.
-fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle Ctrl-C")?;
-    tokio::spawn(async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        shutdown.cancel();
-    });
-    Ok(())
 }
 
 /// What to try, for errors where that is known.

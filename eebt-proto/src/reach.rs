@@ -110,6 +110,22 @@ impl fmt::Display for OnionReach {
     }
 }
 
+/// Whoever knows the address may use the service: it belongs in no log.
+impl fmt::Debug for OnionReach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[onion address]")
+    }
+}
+
+impl std::str::FromStr for OnionReach {
+    type Err = LineError;
+
+    /// Reads an onion address of version 3; small and large letters are the same.
+    fn from_str(text: &str) -> Result<Self, LineError> {
+        onion_address(text.trim()).map(|service| Self { service })
+    }
+}
+
 fn onion_checksum(service: &[u8; 32]) -> [u8; 2] {
     let hash = Sha3_256::new().chain_update(".onion checksum").chain_update(service);
     let hash = hash.chain_update([ONION_VERSION]).finalize();

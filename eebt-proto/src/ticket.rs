@@ -107,6 +107,14 @@ impl TicketError {
 }
 
 impl TicketTerms {
+    /// Can a client accept them?
+    ///
+    /// # Errors
+    /// [`TicketError::Terms`].
+    pub fn check(&self) -> Result<(), TicketError> {
+        self.argon2().map(|_| ())
+    }
+
     fn argon2(&self) -> Result<Argon2<'static>, TicketError> {
         if self.memory_kib > MAX_MEMORY_KIB {
             return Err(TicketError::Terms("memory_kib"));

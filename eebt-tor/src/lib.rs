@@ -1,4 +1,4 @@
-//! What several roles need of Arti: its configuration, a runtime whose sockets do not wait, a log that
+//! What the programs that embed Arti share: how they are configured and stopped; its configuration, a runtime whose sockets do not wait, a log that
 //! does not tell too much, circuits to exit bridges and to onion services, onion services of one's own
 //! and the folder of their keys, HTTP to an onion service, and the loop that moves bytes.
 
@@ -10,9 +10,11 @@ mod http;
 mod keys;
 mod log;
 mod onion;
+mod process;
 mod pump;
 mod runtime;
 mod service;
+mod settings;
 
 pub use circuit::{Circuit, CircuitError, PathKind, Paths};
 pub use config::{TorConfigError, tor_client_config};
@@ -20,6 +22,8 @@ pub use http::{HttpError, OnionHttp, Reply};
 pub use keys::{KeyFolder, KeyFolderError, service_key};
 pub use log::init_log;
 pub use onion::{OnionConnector, OnionError};
+pub use process::{PidFile, raise_file_limit, stop_on_signal};
 pub use pump::pump;
 pub use runtime::{TorRuntime, create_runtime};
 pub use service::{OnionService, ServiceError, onion_reach};
+pub use settings::{ConfigError, load_config};

@@ -1,8 +1,11 @@
 //! Circuits to onion services.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arti_client::{TorClient, TorClientConfig};
+use eebt_proto::OnionReach;
+use tokio::time::timeout;
 use tor_circmgr::ClientOnionServiceDataTunnel;
 use tor_circmgr::isolation::{IsolationToken, StreamIsolationBuilder};
 use tor_error::ErrorReport as _;
@@ -10,6 +13,10 @@ use tor_hsclient::{HsClientConnector, HsClientSecretKeysBuilder};
 use tor_netdir::{NetDir, Timeliness};
 
 use crate::TorRuntime;
+
+/// How long one try to reach a service of our own may take, and the pause after one that failed.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
+const PROBE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Makes circuits to onion services. Arti's own client opens no stream to a target that a service leads to,
 /// so the circuits are needed themselves.
@@ -59,5 +66,18 @@ impl OnionConnector {
         let keys = HsClientSecretKeysBuilder::default().build().map_err(tor_error)?;
         let tunnel = self.connector.get_or_launch_tunnel(&netdir, service.into(), keys, isolation);
         tunnel.await.map_err(|e| OnionError::Service(e.report().to_string()))
+    }
+
+    /// Waits until a circuit to `service`, one of our own, could be made as a client makes it: Arti's
+    /// own status does not say for sure that the descriptor can be fetched.
+    pub async fn until_reachable(&self, service: &OnionReach) {
+        loop {
+            match timeout(PROBE_TIMEOUT, self.circuit(service.service)).await {
+                Ok(Ok(_circuit)) => return,
+                Ok(Err(error)) => tracing::debug!(%error, "not reachable yet"),
+                Err(_) => tracing::debug!("not reachable yet: no answer in time"),
+            }
+            tokio::time::sleep(PROBE_PAUSE).await;
+        }
     }
 }

@@ -5,11 +5,10 @@
 //! inside. The service hides where it is from nobody who uses it: they can ask it to visit them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arti_client::TorClient;
 use eebt_proto::OnionReach;
-use eebt_tor::{OnionConnector, OnionService, TorRuntime};
+use eebt_tor::{OnionService, TorRuntime};
 use futures::StreamExt as _;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -21,16 +20,12 @@ use super::{Incoming, IngressError, serve_circuit};
 use crate::egress::Egress;
 use crate::keys::BridgeKeys;
 
-/// How long one try to reach ourselves may take, and the pause after one that failed.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
-const PROBE_PAUSE: Duration = Duration::from_millis(250);
-
 /// The onion service of an exit bridge.
 pub struct OnionIngress(OnionService);
 
 impl OnionIngress {
     /// Launches the service. It takes some seconds more until it can be found; see
-    /// [`until_reachable`].
+    /// [`eebt_tor::OnionConnector::until_reachable`].
     ///
     /// # Errors
     /// See [`IngressError`].
@@ -73,18 +68,5 @@ async fn serve_client(request: RendRequest, egress: Arc<Egress>) {
         Ok(Ok(streams)) => serve_circuit(streams.map(Incoming::Onion), egress).await,
         Ok(Err(error)) => tracing::debug!(error = %error.report(), "a client was not met"),
         Err(_) => tracing::debug!("a client was not met in time"),
-    }
-}
-
-/// Waits until a circuit to ourselves could be made, as a client makes it: Arti's own status does not
-/// say for sure that the descriptor can be fetched.
-pub async fn until_reachable(connector: &OnionConnector, reach: &OnionReach) {
-    loop {
-        match timeout(PROBE_TIMEOUT, connector.circuit(reach.service)).await {
-            Ok(Ok(_circuit)) => return,
-            Ok(Err(error)) => tracing::debug!(%error, "not reachable yet"),
-            Err(_) => tracing::debug!("not reachable yet: no answer in time"),
-        }
-        tokio::time::sleep(PROBE_PAUSE).await;
     }
 }

@@ -1,0 +1,333 @@
+//! What the operator of an exit-bridge directory may choose.
+//!
+//! `deploy/hebtor-directory.example.toml` documents every key; a test holds it to the defaults here.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use eebt_proto::{OnionReach, TicketTerms};
+use eebt_tor::ConfigError;
+use ipnet::IpNet;
+use serde::Deserialize;
+
+/// The configuration of an exit-bridge directory. Every field but `echo.address` has a default that works.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where descriptors are kept.
+    pub store: StoreUrl,
+    /// Folder of the onion service's key, made at the first start.
+    pub keys: PathBuf,
+    /// Whether this process is the onion service. A replica behind another one is not.
+    pub onion: bool,
+    /// The onion address that clients know, where this process is not the service itself.
+    #[serde(deserialize_with = "onion_address")]
+    pub address: Option<OnionReach>,
+    /// Loopback address that serves the same as the onion service: for tests, for a C tor of one's own,
+    /// and for replicas. None without it.
+    pub listen: Option<SocketAddr>,
+    /// Loopback address of `/ready`, `/live` and `/metrics`; none without it.
+    pub status: Option<SocketAddr>,
+    /// Folder for guards, the cached consensus and the onion service's state.
+    pub state_dir: PathBuf,
+    /// A file of Arti settings that name another Tor network (a test network).
+    pub network: Option<PathBuf>,
+    /// File that holds the process id while the directory runs.
+    pub pid_file: Option<PathBuf>,
+    /// Most exit bridges that are registered at once.
+    pub max_registered: u64,
+    /// The page that exit bridges are tested with.
+    pub echo: EchoConfig,
+    /// How exit bridges are tested.
+    pub tests: Tests,
+    /// What clients are given.
+    pub hand_out: HandOutConfig,
+    /// What a ticket costs.
+    pub tickets: Tickets,
+    /// Arti settings, passed through as they are.
+    pub tor: toml::Table,
+}
+
+/// The page that exit bridges are tested with.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EchoConfig {
+    /// Where it listens; nobody is tested or handed out by this process without it.
+    pub listen: Option<SocketAddr>,
+    /// Where exit bridges reach it, when it is another than `listen`: a public address, port 80 or 443.
+    pub address: Option<SocketAddr>,
+}
+
+/// How exit bridges are tested.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tests {
+    /// Longest time between two tests of an exit bridge; the shortest is half of it.
+    #[serde(with = "humantime_serde")]
+    pub every: Duration,
+    /// How long one test may take.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// Tests at once.
+    pub at_once: u32,
+    /// Special-use ranges that egress addresses may be in. For test networks only.
+    pub allow_egress: Vec<IpNet>,
+}
+
+impl Tests {
+    /// How long after a test that it passed an exit bridge is handed out at most: until the next one has
+    /// had its time to fail, twice. Nobody is given one that has been dead for longer than this.
+    pub fn handed_out_for(&self) -> Duration {
+        self.every + self.timeout * 2 + Duration::from_secs(15)
+    }
+}
+
+/// What clients are given.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HandOutConfig {
+    /// How long a client keeps what it was given before it asks again.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// Percentage of exit bridges that nobody is given, for the day when the others are burned.
+    pub reserve: u8,
+    /// Percentage of exit bridges for the pools that the operator gives out himself.
+    pub private: u8,
+}
+
+/// What a ticket costs: 2^`bits` proofs on average, each of `memory_kib` KiB and `passes` passes.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tickets {
+    /// Memory, in KiB.
+    pub memory_kib: u32,
+    /// Passes over it.
+    pub passes: u32,
+    /// Zero bits.
+    pub bits: u8,
+    /// Days that a ticket lasts.
+    pub days: u32,
+}
+
+/// Where the store is: `sqlite:FILE`, or `postgresql://...`. `Debug` hides what may be a password.
+#[derive(Clone, PartialEq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum StoreUrl {
+    /// A SQLite file.
+    Sqlite(PathBuf),
+}
+
+/// A text that names no store.
+#[derive(Debug, thiserror::Error)]
+#[error("expected sqlite:FILE")]
+pub struct StoreUrlError;
+
+impl FromStr for StoreUrl {
+    type Err = StoreUrlError;
+
+    fn from_str(text: &str) -> Result<Self, StoreUrlError> {
+        match text.split_once(':') {
+            Some(("sqlite", file)) if !file.is_empty() => Ok(Self::Sqlite(file.into())),
+            _ => Err(StoreUrlError),
+        }
+    }
+}
+
+impl TryFrom<String> for StoreUrl {
+    type Error = StoreUrlError;
+
+    fn try_from(text: String) -> Result<Self, StoreUrlError> {
+        text.parse()
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            store: StoreUrl::Sqlite("directory.db".into()),
+            keys: "keys".into(),
+            onion: true,
+            address: None,
+            listen: None,
+            status: None,
+            state_dir: "state".into(),
+            network: None,
+            pid_file: None,
+            max_registered: 200_000,
+            echo: EchoConfig::default(),
+            tests: Tests::default(),
+            hand_out: HandOutConfig::default(),
+            tickets: Tickets::default(),
+            tor: toml::Table::new(),
+        }
+    }
+}
+
+impl Default for Tests {
+    fn default() -> Self {
+        Self {
+            every: Duration::from_secs(600),
+            timeout: Duration::from_secs(60),
+            at_once: 16,
+            allow_egress: Vec::new(),
+        }
+    }
+}
+
+impl Default for HandOutConfig {
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(3600), reserve: 10, private: 10 }
+    }
+}
+
+impl Default for Tickets {
+    fn default() -> Self {
+        Self { memory_kib: 8192, passes: 1, bits: 9, days: 30 }
+    }
+}
+
+impl Config {
+    /// Reads `path` (the defaults when it is `None`), puts `key=value` settings over it, and checks.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load_with(path: Option<&Path>, settings: &[String]) -> Result<Self, ConfigError> {
+        let config: Self = eebt_tor::load_config(path, settings)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses values that can't work together, so that nothing fails after the start.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let bad = |field, problem: &str| Err(ConfigError::field(field, problem));
+        let remote = |addr: &Option<SocketAddr>| addr.is_some_and(|a| !a.ip().is_loopback());
+        if remote(&self.listen) {
+            return bad("listen", "must be a loopback address: clients come over the onion service");
+        }
+        if remote(&self.status) {
+            return bad("status", "must be a loopback address, such as 127.0.0.1:9200");
+        }
+        if !self.onion && self.listen.is_none() {
+            return bad("listen", "must be set where onion is false, or nobody can come");
+        }
+        if self.onion && self.address.is_some() {
+            return bad("address", "is for replicas (onion = false); this process has an address of its own");
+        }
+        if self.echo.address.is_some_and(|a| a.port() == 0 || a.ip().is_unspecified()) {
+            return bad("echo.address", "must be an address that exit bridges can reach, with its port");
+        }
+        if self.echo.address.is_some() && self.echo.listen.is_none() {
+            return bad("echo.listen", "must be set where echo.address is");
+        }
+        if let (Some(listen), None) = (self.echo.listen, self.echo.address)
+            && (listen.ip().is_unspecified() || listen.port() == 0)
+        {
+            return bad("echo.address", "must be set where echo.listen does not say which address it is");
+        }
+        if self.tests.every < Duration::from_secs(1) || self.tests.timeout < Duration::from_secs(1) {
+            return bad("tests.every, tests.timeout", "must be at least 1s");
+        }
+        if self.tests.at_once == 0 || self.tests.at_once > 1000 {
+            return bad("tests.at_once", "must be from 1 to 1000");
+        }
+        if u32::from(self.hand_out.reserve) + u32::from(self.hand_out.private) > 100 {
+            return bad("hand_out.reserve, hand_out.private", "must not be more than 100 together");
+        }
+        if self.hand_out.lease < Duration::from_secs(1) {
+            return bad("hand_out.lease", "must be at least 1s");
+        }
+        if self.max_registered == 0 {
+            return bad("max_registered", "must be more than 0");
+        }
+        if self.tickets.days == 0 {
+            return bad("tickets.days", "must be at least 1");
+        }
+        let terms = self.terms([0; 32]);
+        terms.check().map_err(|e| ConfigError::field("tickets", e.to_string()))
+    }
+
+    /// What a ticket for the directory `audience` costs.
+    pub fn terms(&self, audience: [u8; 32]) -> TicketTerms {
+        let Tickets { memory_kib, passes, bits, days } = self.tickets;
+        TicketTerms { audience, memory_kib, passes, bits, days }
+    }
+
+    /// Where exit bridges reach the echo.
+    pub fn echo_address(&self) -> Option<SocketAddr> {
+        self.echo.address.or(self.echo.listen)
+    }
+
+    /// Arti's configuration.
+    ///
+    /// # Errors
+    /// [`ConfigError::Tor`].
+    pub fn tor_client_config(&self) -> Result<arti_client::TorClientConfig, ConfigError> {
+        // We open no streams through Tor exits: build no circuits for them ahead of need.
+        let mut preemptive = toml::Table::new();
+        preemptive.insert("initial_predicted_ports".into(), toml::Value::Array(Vec::new()));
+        let mut base = toml::Table::new();
+        base.insert("preemptive_circuits".into(), preemptive.into());
+        Ok(eebt_tor::tor_client_config(&self.state_dir, base, self.network.as_deref(), &self.tor)?)
+    }
+}
+
+fn onion_address<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<OnionReach>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let config: Config = toml::from_str(text).map_err(|e| e.to_string())?;
+        config.check().map_err(|e| e.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn the_example_file_says_the_defaults() {
+        let text = include_str!("../../deploy/hebtor-directory.example.toml");
+        assert_eq!(parse(text).unwrap(), Config::default());
+        let all: String =
+            text.lines().map(|l| l.strip_prefix("#: ").unwrap_or(l)).collect::<Vec<_>>().join("\n");
+        toml::from_str::<Config>(&all).unwrap();
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        for (text, named) in [
+            ("colour = 1", "colour"),
+            ("store = \"mysql:x\"", "store"),
+            ("listen = \"0.0.0.0:80\"", "listen"),
+            ("status = \"192.0.2.1:80\"", "status"),
+            ("onion = false", "listen"),
+            ("address = \"x.onion\"", "address"),
+            ("[echo]\nlisten = \"0.0.0.0:80\"", "echo.address"),
+            ("[echo]\naddress = \"192.0.2.1:80\"", "echo.listen"),
+            ("[tests]\nevery = \"0s\"", "tests.every"),
+            ("[tests]\nat_once = 0", "tests.at_once"),
+            ("[hand_out]\nreserve = 60\nprivate = 41", "hand_out.reserve"),
+            ("[tickets]\nbits = 40", "tickets"),
+            ("[tickets]\ndays = 0", "tickets.days"),
+            ("max_registered = 0", "max_registered"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(named), "{text:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The store in a SQLite file: for one machine, and the default.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use eebt_proto::limits::MAX_VALIDITY;
+use eebt_proto::{BridgeDescriptor, BridgeLine};
+use rusqlite::{Connection, OptionalExtension as _, Params, Row, ffi, params};
+
+use super::sql::{self, RawRecord, millis};
+use super::{Cursor, Noted, Partition, Pool, Put, Record, Result, Store, StoreError, Test, Withdrawn};
+use crate::ring::Identity;
+
+/// How long another process (`hebtor-directory pool`) may hold the file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The store in a SQLite file.
+pub struct Sqlite {
+    connection: Arc<Mutex<Connection>>,
+}
+
+type Boxed = Box<dyn std::error::Error + Send + Sync>;
+
+/// A statement in SQLite's form.
+fn statement(text: &str) -> String {
+    text.replace('$', "?").replace("{RECORD}", sql::RECORD).replace("{SKIP_LOCKED}", "")
+}
+
+impl Sqlite {
+    /// Opens the file, and makes it for its owner only where there is none.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |e: Boxed| StoreError { doing: "cannot open the database", source: e };
+        let open = || -> std::result::Result<Connection, Boxed> {
+            use std::os::unix::fs::OpenOptionsExt as _;
+            if let Some(dir) = path.parent() {
+                std::fs::create_dir_all(dir)?;
+            }
+            // Made by us, so that nobody else may read it, not even for a moment.
+            std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+            let connection = Connection::open(path)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            // Whatever was accepted survives a power cut as well.
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            connection.set_prepared_statement_cache_capacity(64);
+            connection.execute_batch(sql::TABLES)?;
+            connection.execute(&statement(sql::SET_VERSION), [sql::VERSION])?;
+            let version: i64 = connection.query_row(sql::GET_VERSION, [], |row| row.get(0))?;
+            if version != sql::VERSION {
+                return Err(format!("it is of version {version}, this program of {}", sql::VERSION).into());
+            }
+            Ok(connection)
+        };
+        Ok(Self { connection: Arc::new(Mutex::new(open().map_err(failed)?)) })
+    }
+
+    /// Runs `call` where it may block.
+    async fn with<T, F>(&self, doing: &'static str, call: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Connection) -> std::result::Result<T, Boxed> + Send + 'static,
+    {
+        let connection = Arc::clone(&self.connection);
+        let call = move || call(&mut connection.lock().unwrap_or_else(PoisonError::into_inner));
+        let done = tokio::task::spawn_blocking(call).await.unwrap_or_else(|e| Err(e.into()));
+        done.map_err(|source| StoreError { doing, source })
+    }
+
+    /// Runs one statement; how many rows it changed.
+    async fn execute<P: Params + Send + 'static>(
+        &self,
+        doing: &'static str,
+        text: &'static str,
+        params: P,
+    ) -> Result<usize> {
+        self.with(doing, move |c| Ok(c.prepare_cached(&statement(text))?.execute(params)?)).await
+    }
+
+    /// Runs one query whose answer is a number.
+    async fn number<P: Params + Send + 'static>(
+        &self,
+        doing: &'static str,
+        text: &'static str,
+        params: P,
+    ) -> Result<u64> {
+        let number = move |c: &mut Connection| {
+            Ok(c.prepare_cached(&statement(text))?.query_row(params, |row| row.get::<_, i64>(0))?)
+        };
+        Ok(u64::try_from(self.with(doing, number).await?).unwrap_or_default())
+    }
+}
+
+fn raw(row: &Row<'_>) -> rusqlite::Result<RawRecord> {
+    Ok(RawRecord {
+        line: row.get("line")?,
+        published: row.get("published")?,
+        expires: row.get("expires")?,
+        claimed_country: row.get("claimed_country")?,
+        part: row.get("part")?,
+        withdrawn: row.get("withdrawn")?,
+        standing: row.get("standing")?,
+        live_until: row.get("live_until")?,
+        egress: row.get("egress")?,
+        country: row.get("country")?,
+        latency: row.get("latency")?,
+        speed: row.get("speed")?,
+        failures: row.get("failures")?,
+        next_test: row.get("next_test")?,
+    })
+}
+
+fn is_unique_violation(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_CONSTRAINT_UNIQUE)
+}
+
+#[async_trait]
+impl Store for Sqlite {
+    async fn secret(&self) -> Result<[u8; 32]> {
+        let fresh: [u8; 32] = rand::random();
+        self.with("cannot read the secret", move |c| {
+            c.execute(&statement(sql::SET_SECRET), [fresh])?;
+            Ok(c.query_row(sql::GET_SECRET, [], |row| row.get(0))?)
+        })
+        .await
+    }
+
+    async fn put(&self, new: &BridgeDescriptor, partition: Partition, now: SystemTime) -> Result<Put> {
+        let new = new.clone();
+        self.with("cannot keep a descriptor", move |c| {
+            let standing: Option<String> = c
+                .prepare_cached(&statement(sql::PUT))?
+                .query_row(
+                    params![
+                        new.identity(),
+                        new.line.to_string(),
+                        millis(new.published),
+                        millis(new.expires),
+                        sql::text(new.country),
+                        i64::from(new.capacity),
+                        new.software,
+                        sql::part(partition),
+                        millis(now),
+                    ],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            sql::put(standing.as_deref()).map_err(Into::into)
+        })
+        .await
+    }
+
+    async fn withdraw(
+        &self,
+        identity: &Identity,
+        published: SystemTime,
+        now: SystemTime,
+    ) -> Result<Withdrawn> {
+        let identity = *identity;
+        self.with("cannot keep a withdrawal", move |c| {
+            let tx = c.transaction()?;
+            let changed =
+                tx.execute(&statement(sql::WITHDRAW), params![identity, millis(published), millis(now)])?;
+            let known: i64 = tx.query_row(&statement(sql::IS_KNOWN), [identity], |row| row.get(0))?;
+            tx.commit()?;
+            Ok(sql::withdrawn(changed as u64, known))
+        })
+        .await
+    }
+
+    async fn claim_due(&self, limit: u32, now: SystemTime, until: SystemTime) -> Result<Vec<Record>> {
+        self.with("cannot read who is due for a test", move |c| {
+            let mut claim = c.prepare_cached(&statement(sql::CLAIM_DUE))?;
+            let rows = claim.query_map(params![limit, millis(now), millis(until)], raw)?;
+            rows.map(|row| Ok(row?.try_into()?)).collect()
+        })
+        .await
+    }
+
+    async fn hurry(&self, identity: &Identity, before: SystemTime, now: SystemTime) -> Result<()> {
+        let params = (*identity, millis(before), millis(now));
+        self.execute("cannot bring a test forward", sql::HURRY, params).await.map(|_| ())
+    }
+
+    async fn note(&self, identity: &Identity, test: &Test, now: SystemTime) -> Result<Noted> {
+        let (identity, test) = (*identity, test.clone());
+        self.with("cannot keep the result of a test", move |c| {
+            let tx = c.transaction()?;
+            let egress = sql::text(test.egress);
+            tx.execute(&statement(sql::FREE_EGRESS), params![egress, identity, millis(now)])?;
+            let noted = tx.execute(
+                &statement(sql::NOTE),
+                params![
+                    identity,
+                    sql::standing(test.standing),
+                    millis(test.live_until),
+                    egress,
+                    sql::text(test.country),
+                    sql::latency(test.latency),
+                    sql::speed(test.speed),
+                    test.failures,
+                    millis(test.next),
+                    millis(now),
+                ],
+            );
+            match noted {
+                Ok(0) => Ok(Noted::Gone),
+                Ok(_) => {
+                    tx.commit()?;
+                    Ok(Noted::Kept)
+                }
+                Err(error) if is_unique_violation(&error) => Ok(Noted::EgressShared),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await
+    }
+
+    async fn changes(&self, cursor: Cursor, limit: u32) -> Result<Vec<(Cursor, Record)>> {
+        self.with("cannot read what changed", move |c| {
+            let mut changes = c.prepare_cached(&statement(sql::CHANGES))?;
+            changes
+                .query_map(params![millis(cursor.at), cursor.identity, limit], |row| {
+                    Ok((row.get::<_, i64>("changed")?, raw(row)?))
+                })?
+                .map(|row| {
+                    let (at, raw) = row?;
+                    let record: Record = raw.try_into()?;
+                    Ok((Cursor { at: sql::time(at), identity: *record.identity() }, record))
+                })
+                .collect()
+        })
+        .await
+    }
+
+    async fn expire(&self, now: SystemTime) -> Result<u64> {
+        let params = (millis(now), millis(now - MAX_VALIDITY));
+        Ok(self.execute("cannot forget old descriptors", sql::EXPIRE, params).await? as u64)
+    }
+
+    async fn count(&self, now: SystemTime) -> Result<u64> {
+        self.number("cannot count exit bridges", sql::COUNT, [millis(now)]).await
+    }
+
+    async fn set_pool(&self, name: &str, size: u32) -> Result<()> {
+        let params = (name.to_owned(), size);
+        self.execute("cannot keep the pool", sql::SET_POOL, params).await.map(|_| ())
+    }
+
+    async fn remove_pool(&self, name: &str) -> Result<bool> {
+        let name = name.to_owned();
+        self.with("cannot end the pool", move |c| {
+            let tx = c.transaction()?;
+            tx.execute(&statement(sql::EMPTY_POOL), [&name])?;
+            let removed = tx.execute(&statement(sql::REMOVE_POOL), [&name])?;
+            tx.commit()?;
+            Ok(removed > 0)
+        })
+        .await
+    }
+
+    async fn pools(&self, now: SystemTime) -> Result<Vec<Pool>> {
+        self.with("cannot read the pools", move |c| {
+            let mut pools = c.prepare_cached(&statement(sql::POOLS))?;
+            let rows = pools.query_map([millis(now)], |row| {
+                Ok(Pool { name: row.get(0)?, size: row.get(1)?, live: row.get(2)? })
+            })?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+        .await
+    }
+
+    async fn fill_pool(&self, name: &str, now: SystemTime) -> Result<()> {
+        let params = (name.to_owned(), millis(now));
+        self.execute("cannot fill the pool", sql::FILL_POOL, params).await.map(|_| ())
+    }
+
+    async fn pool_lines(&self, name: &str, now: SystemTime) -> Result<Vec<BridgeLine>> {
+        let params = (name.to_owned(), millis(now));
+        self.with("cannot read the pool", move |c| {
+            let mut lines = c.prepare_cached(&statement(sql::POOL_LINES))?;
+            let lines = lines.query_map(params, |row| row.get::<_, String>(0))?;
+            lines.map(|line| line?.parse().map_err(|_| sql::Unreadable("line").into())).collect()
+        })
+        .await
+    }
+}
