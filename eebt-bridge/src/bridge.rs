@@ -22,6 +22,7 @@ use crate::ingress::IngressError;
 use crate::ingress::circuit::CircuitIngress;
 use crate::ingress::onion::OnionIngress;
 use crate::keys::{BridgeKeys, KeysError};
+use crate::register::{Card, keep_registered};
 use crate::resolve::{ResolveError, Resolver};
 use crate::status::{self, Phase, Status};
 
@@ -154,11 +155,11 @@ impl ExitBridge {
             let (egress, close) = (Arc::clone(&egress), close.clone());
             serving.push(ingress.run(listener, Arc::clone(&provider), egress, close).boxed());
         }
+        let connector = Arc::new(OnionConnector::new(Arc::clone(&client), &tor_config)?);
         if config.reach.contains(&ReachKind::Onion) {
-            let ingress = OnionIngress::launch(&client, keys)?;
+            let ingress = OnionIngress::launch(&client, &keys)?;
             let reach = ingress.reach().clone();
             serving.push(ingress.run(Arc::clone(&egress), close.clone()).boxed());
-            let connector = OnionConnector::new(Arc::clone(&client), &tor_config)?;
             tokio::select! {
                 () = connector.until_reachable(&reach) => reaches.push(Reach::Onion(reach)),
                 () = serving.select_next_some() => {}
@@ -170,7 +171,19 @@ impl ExitBridge {
         status.set_phase(Phase::Serving);
         tracing::info!(relays = consensus.relays(), "serving");
         let line = |reach| BridgeLine { reach, ports: config.policy.clone(), expires: Some(expires) };
-        ready(&reaches.into_iter().map(line).collect::<Vec<_>>());
+        let lines: Vec<BridgeLine> = reaches.into_iter().map(line).collect();
+        ready(&lines);
+        // Directories know an exit bridge by its egress address: one line of it is enough.
+        let card = lines.into_iter().next().map(|line| Card::new(line, keys, &config));
+        let registering = tokio::spawn({
+            let (status, close) = (Arc::clone(&status), close.clone());
+            let directories = config.directories.clone();
+            async move {
+                if let Some(card) = card {
+                    keep_registered(card, directories, connector, status, close).await;
+                }
+            }
+        });
 
         let stop = async {
             tokio::select! {
@@ -182,7 +195,7 @@ impl ExitBridge {
         let ending = async {
             stop.await;
             close.cancel();
-            egress.drain(config.drain).await;
+            let (_drained, _withdrawn) = tokio::join!(egress.drain(config.drain), registering);
         };
         tokio::select! {
             () = serving.select_next_some() => {}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use eebt_proto::limits::MAX_LIFETIME;
-use eebt_proto::{ExitPolicy, PortSet};
+use eebt_proto::{Country, ExitPolicy, OnionReach, PortSet};
 use eebt_tor::ConfigError;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
@@ -39,6 +39,11 @@ pub struct Config {
     pub status: Option<SocketAddr>,
     /// File that holds the process id while the exit bridge runs.
     pub pid_file: Option<PathBuf>,
+    /// Exit-bridge directories to register with, by onion address: clients find it there.
+    #[serde(deserialize_with = "onion_addresses")]
+    pub directories: Vec<OnionReach>,
+    /// Country of the egress address, as two letters; for directories that can't tell by themselves.
+    pub country: Option<Country>,
     /// How long the exit bridge lives, from its start; a day where `expires` says nothing either.
     #[serde(with = "humantime_serde")]
     pub lifetime: Option<Duration>,
@@ -87,6 +92,8 @@ impl Default for Config {
             network: None,
             status: None,
             pid_file: None,
+            directories: Vec::new(),
+            country: None,
             lifetime: None,
             expires: None,
             drain: Duration::from_secs(30),
@@ -186,6 +193,11 @@ fn port_set<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortSet, D::Er
     text.parse().map_err(serde::de::Error::custom)
 }
 
+fn onion_addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<OnionReach>, D::Error> {
+    let addresses = Vec::<String>::deserialize(deserializer)?;
+    addresses.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
+}
+
 fn rfc3339<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SystemTime>, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_rfc3339(&text)
@@ -221,6 +233,8 @@ mod tests {
             ("threads = 0", "threads"),
             ("reach = []", "reach"),
             ("reach = [\"tunnel\"]", "reach"),
+            ("directories = [\"x.onion\"]", "directories"),
+            ("country = \"Sweden\"", "country"),
             ("policy = \"http\"", "policy"),
             ("lifetime = \"9 days\"", "lifetime"),
             ("lifetime = \"0s\"", "lifetime"),

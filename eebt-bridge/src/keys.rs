@@ -20,6 +20,7 @@ use tor_cert::x509::TlsKeyAndCert;
 use tor_hscrypto::pk::HsIdKeypair;
 use tor_key_forge::{Keygen, ToEncodableCert, ToEncodableKey};
 use tor_keymgr::{KeySpecifier, derive_deftly_template_KeySpecifier};
+use tor_llcrypto::pk::ed25519::{Ed25519SigningKey as _, ExpandedKeypair};
 use tor_llcrypto::rng::CautiousRng;
 use tor_proto::RelayChannelAuthMaterial;
 use tor_relay_crypto::pk::{
@@ -27,6 +28,8 @@ use tor_relay_crypto::pk::{
     RelaySigningKeypair,
 };
 use tor_relay_crypto::{gen_link_cert, gen_signing_cert, gen_tls_cert};
+
+use crate::config::ReachKind;
 
 /// Subprotocols that a circuit exit bridge speaks and its bridge line names: congestion control,
 /// ntor-v3 and counter galois onion among them (tor-spec, "Subprotocol versioning").
@@ -61,8 +64,7 @@ pub struct BridgeKeys {
     identity: RelayIdentityKeypair,
     rsa_identity: RelayIdentityRsaKeypair,
     ntor: RelayNtorKeypair,
-    /// The identity of its onion service.
-    pub(crate) service: HsIdKeypair,
+    service: HsIdKeypair,
 }
 
 /// Why keys can't be made or read.
@@ -137,6 +139,20 @@ impl BridgeKeys {
     /// How the onion service of an exit bridge with these keys is found.
     pub fn onion_reach(&self) -> OnionReach {
         onion_reach(&self.service)
+    }
+
+    /// Ed25519 over `message` with the identity that the bridge line of this reach names.
+    pub fn sign(&self, reach: ReachKind, message: &[u8]) -> [u8; 64] {
+        match reach {
+            ReachKind::Circuit => self.identity.sign(message).to_bytes(),
+            ReachKind::Onion => AsRef::<ExpandedKeypair>::as_ref(&self.service).sign(message).to_bytes(),
+        }
+    }
+
+    /// The identity of its onion service, for Arti, which wants one of its own.
+    pub(crate) fn service(&self) -> Option<HsIdKeypair> {
+        let key: &ExpandedKeypair = self.service.as_ref();
+        ExpandedKeypair::from_secret_key_bytes(key.to_secret_key_bytes()).map(HsIdKeypair::from)
     }
 
     /// The keys for circuit handshakes.
@@ -214,6 +230,30 @@ mod tests {
         let made = reach(BridgeKeys::generate(&dir).unwrap());
         assert!(matches!(BridgeKeys::generate(&dir), Err(KeysError::Exist(_))));
         assert!(reach(BridgeKeys::load(&dir).unwrap()) == made);
+    }
+
+    #[test]
+    fn what_is_signed_holds_for_the_identity_in_the_line() {
+        use eebt_proto::{BridgeDescriptor, BridgeLine, PortSet, Reach, UnverifiedDescriptor};
+        let tmp = tempfile::tempdir().unwrap();
+        let keys = BridgeKeys::generate(&tmp.path().join("keys")).unwrap();
+        let circuit = keys.circuit_reach(vec!["198.51.100.7:443".parse().unwrap()]);
+        let now = SystemTime::now();
+        for (kind, reach) in [
+            (ReachKind::Circuit, Reach::Circuit(circuit)),
+            (ReachKind::Onion, Reach::Onion(keys.onion_reach())),
+        ] {
+            let descriptor = BridgeDescriptor {
+                line: BridgeLine { reach, ports: PortSet::web(), expires: None },
+                published: now,
+                expires: now + Duration::from_secs(60),
+                country: None,
+                capacity: 1,
+                software: "x".into(),
+            };
+            let signed = descriptor.sign(|message| keys.sign(kind, message));
+            UnverifiedDescriptor::parse(&signed).unwrap().verify(now).unwrap();
+        }
     }
 
     #[test]

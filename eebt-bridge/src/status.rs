@@ -50,6 +50,7 @@ pub struct Status {
     up: AtomicU64,
     down: AtomicU64,
     channels_refused: AtomicU64,
+    directories: AtomicU64,
 }
 
 impl Default for Status {
@@ -60,6 +61,7 @@ impl Default for Status {
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             channels_refused: AtomicU64::new(0),
+            directories: AtomicU64::new(0),
         }
     }
 }
@@ -91,6 +93,11 @@ impl Status {
         self.channels_refused.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// How many exit-bridge directories hand us out.
+    pub(crate) fn set_directories(&self, n: u64) {
+        self.directories.store(n, Ordering::Relaxed);
+    }
+
     /// All counters in Prometheus' text format.
     pub fn metrics(&self) -> String {
         let rounded = |n: &AtomicU64, step: u64| n.load(Ordering::Relaxed).div_ceil(step) * step;
@@ -108,6 +115,8 @@ impl Status {
         text.push_str(&format!(
             "# TYPE eebt_bridge_channels_refused_total counter\neebt_bridge_channels_refused_total {n}\n"
         ));
+        let n = self.directories.load(Ordering::Relaxed);
+        text.push_str(&format!("# TYPE eebt_bridge_directories gauge\neebt_bridge_directories {n}\n"));
         let ready = u8::from(*self.phase.borrow() == Phase::Serving);
         text.push_str(&format!("# TYPE eebt_bridge_ready gauge\neebt_bridge_ready {ready}\n"));
         text

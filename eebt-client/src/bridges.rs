@@ -24,6 +24,13 @@ const MAX_GROUPS: usize = 10_000;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BridgeId([u8; 32]);
 
+impl BridgeId {
+    /// The identity.
+    pub fn identity(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
 /// Where a bridge line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -102,6 +109,13 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
     /// How many are known and not expired.
     pub fn alive(&self, now: Now) -> usize {
         self.known.iter().filter(|k| !k.line.is_expired(now.wall)).count()
+    }
+
+    /// Is there one that is alive and not left alone?
+    pub fn any_works(&self, now: Now) -> bool {
+        self.known
+            .iter()
+            .any(|k| !k.line.is_expired(now.wall) && k.paused_until.is_none_or(|until| until <= now.instant))
     }
 
     /// The exit bridge for a stream of `group` to `port`: the one that the group has, while it

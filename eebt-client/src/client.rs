@@ -7,16 +7,19 @@ use std::time::{Duration, SystemTime};
 
 use arti_client::TorClient;
 use eebt_proto::BridgeLine;
-use eebt_tor::{CircuitError, ConfigError, Paths, TorRuntime};
+use eebt_proto::directory::Wishes;
+use eebt_tor::{CircuitError, ConfigError, OnionConnector, OnionError, Paths, TorRuntime};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::bridges::{Bridges, Now, Source};
 use crate::circuits::Circuits;
 use crate::config::{Config, parse_bridge_lines};
 use crate::connect::Connector;
+use crate::find::Finder;
 use crate::listen;
+use crate::route::Mode;
 
 /// How often the bridge file is looked at.
 const BRIDGE_FILE_EVERY: Duration = Duration::from_secs(1);
@@ -45,6 +48,9 @@ pub enum RunError {
     /// No circuits of our own.
     #[error(transparent)]
     Circuits(#[from] CircuitError),
+    /// No circuits to onion services.
+    #[error(transparent)]
+    Onion(#[from] OnionError),
     /// The Tor network can't be reached.
     #[error("cannot reach the Tor network")]
     Tor(#[source] Box<arti_client::Error>),
@@ -101,7 +107,12 @@ impl Client {
         bridges.replace(Source::Given, config.bridges.iter().chain(&from_file).cloned());
         tracing::info!(exit_bridges = bridges.alive(Now::read()), "connected to the Tor network");
         let circuits = Arc::new(Circuits::new(Arc::new(Paths::new(Arc::clone(&tor), &tor_config)?)));
-        let connector = Arc::new(Connector::new(tor, circuits, bridges, &config));
+        let onions = Arc::new(OnionConnector::new(Arc::clone(&tor), &tor_config)?);
+        let directories = if config.mode == Mode::Never { &[][..] } else { &config.directories };
+        let asking = watch::Sender::new(directories.len());
+        let connector = Arc::new(Connector::new(tor, circuits, bridges, &config, asking.subscribe()));
+        let wishes = Wishes { country: config.country, ..Wishes::default() };
+        let finder = Finder::new(Arc::clone(&connector), onions, wishes, &config.state_folder()?, asking);
 
         let slots = Arc::new(Semaphore::new(config.connections as usize));
         let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
@@ -112,6 +123,7 @@ impl Client {
         tokio::select! {
             _ = serving => {}
             () = follow_bridge_file(&config, &connector) => {}
+            () = finder.run(directories) => {}
             () = shutdown.cancelled() => tracing::info!("told to stop"),
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use eebt_proto::BridgeLine;
+use eebt_proto::{BridgeLine, Country, OnionReach};
 use eebt_tor::{ConfigError, PathKind};
 use serde::{Deserialize, Deserializer};
 
@@ -29,7 +29,12 @@ pub struct Config {
     pub bridges: Vec<BridgeLine>,
     /// A file of bridge lines, one a line; read again when it changes.
     pub bridge_file: Option<PathBuf>,
-    /// How circuits to exit bridges are built.
+    /// Exit-bridge directories, by onion address: exit bridges are asked for there.
+    #[serde(deserialize_with = "onion_addresses")]
+    pub directories: Vec<OnionReach>,
+    /// Country that exit bridges from directories should be in, as two letters.
+    pub country: Option<Country>,
+    /// How circuits to exit bridges of yours are built; to those from directories always with vanguards.
     pub path: PathKind,
     /// Whether a program is told that it is connected before the exit bridge says so. Saves a round
     /// trip; a target that refuses then shows as a closed connection.
@@ -61,6 +66,8 @@ impl Default for Config {
             rules: Vec::new(),
             bridges: Vec::new(),
             bridge_file: None,
+            directories: Vec::new(),
+            country: None,
             path: PathKind::default(),
             optimistic: true,
             state_dir: None,
@@ -91,8 +98,12 @@ impl Config {
             );
         }
         let needs_bridges = self.mode != Mode::Never;
-        if needs_bridges && self.bridges.is_empty() && self.bridge_file.is_none() {
-            return bad("bridges", "no exit bridge is known: give --bridge, --bridge-file, or --mode never");
+        let none = self.bridges.is_empty() && self.bridge_file.is_none() && self.directories.is_empty();
+        if needs_bridges && none {
+            return bad(
+                "bridges",
+                "no exit bridge is known: give --bridge, --bridge-file, --directory, or --mode never",
+            );
         }
         if self.connections == 0 {
             return bad("connections", "must be more than 0");
@@ -109,18 +120,26 @@ impl Config {
     /// Arti's configuration.
     ///
     /// # Errors
-    /// [`ConfigError::Tor`]; [`ConfigError::Field`] when there is no folder to keep its state in.
+    /// [`ConfigError::Tor`]; see [`Self::state_folder`].
     pub fn tor_client_config(&self) -> Result<arti_client::TorClientConfig, ConfigError> {
-        let state_dir = match &self.state_dir {
-            Some(dir) => dir.clone(),
+        let state_dir = self.state_folder()?;
+        Ok(eebt_tor::tor_client_config(&state_dir, toml::Table::new(), self.network.as_deref(), &self.tor)?)
+    }
+
+    /// Where state is kept.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`] when none is set and there is no home folder.
+    pub fn state_folder(&self) -> Result<PathBuf, ConfigError> {
+        match &self.state_dir {
+            Some(dir) => Ok(dir.clone()),
             None => directories::ProjectDirs::from("", "", "eebt-client")
                 .map(|dirs| dirs.state_dir().unwrap_or(dirs.data_local_dir()).to_owned())
                 .ok_or_else(|| ConfigError::Field {
                     field: "state_dir",
                     problem: "is not set, and there is no home folder to put it in".into(),
-                })?,
-        };
-        Ok(eebt_tor::tor_client_config(&state_dir, toml::Table::new(), self.network.as_deref(), &self.tor)?)
+                }),
+        }
     }
 }
 
@@ -143,6 +162,11 @@ fn bridge_lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Bridge
         .iter()
         .map(|line| line.parse().map_err(serde::de::Error::custom))
         .collect()
+}
+
+fn onion_addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<OnionReach>, D::Error> {
+    let addresses = Vec::<String>::deserialize(deserializer)?;
+    addresses.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use eebt_proto::special_use::special_use;
 use eebt_tor::{CircuitError, PathKind, TorRuntime};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use tokio::sync::{broadcast, watch};
 use tor_cell::relaycell::msg::EndReason;
 use tor_error::{ErrorKind, HasKind as _};
 use tor_proto::client::stream::DataStream;
@@ -130,6 +131,9 @@ pub struct Connector {
     optimistic: bool,
     timeout: Duration,
     test_network: bool,
+    failures: broadcast::Sender<BridgeId>,
+    /// How many exit-bridge directories are being asked: while one is, it is worth waiting.
+    asking: watch::Receiver<usize>,
 }
 
 /// An open stream.
@@ -147,6 +151,7 @@ impl Connector {
         circuits: Arc<Circuits<Group>>,
         bridges: Bridges<Group>,
         config: &crate::Config,
+        asking: watch::Receiver<usize>,
     ) -> Self {
         Self {
             tor,
@@ -158,6 +163,8 @@ impl Connector {
             optimistic: config.optimistic,
             timeout: config.connect_timeout,
             test_network: config.network.is_some(),
+            failures: broadcast::Sender::new(16),
+            asking,
         }
     }
 
@@ -235,6 +242,17 @@ impl Connector {
         tokio::time::timeout(self.timeout, look_up).await.unwrap_or(Err(ConnectError::Timeout))
     }
 
+    /// It did not work, and is left alone for a while; whoever follows failures hears of it.
+    fn note_failure(&self, id: BridgeId) {
+        self.bridges().note_failure(id, Now::read());
+        let _nobody_follows = self.failures.send(id);
+    }
+
+    /// The failures of exit bridges from now on.
+    pub fn failures(&self) -> broadcast::Receiver<BridgeId> {
+        self.failures.subscribe()
+    }
+
     /// A stream got an answer: its exit bridge works.
     pub fn note_answer(&self, id: BridgeId) {
         self.bridges().note_success(id);
@@ -261,7 +279,7 @@ impl Connector {
         use tor_proto::Error::EndReceived;
         match error.get_ref().and_then(|e| e.downcast_ref::<tor_proto::Error>()) {
             Some(EndReceived(EndReason::HIBERNATING | EndReason::RESOURCELIMIT)) if !answered => {
-                self.bridges().note_failure(id, Now::read());
+                self.note_failure(id);
             }
             // The target's end, or the program's.
             Some(EndReceived(_)) | None => {}
@@ -325,7 +343,7 @@ impl Connector {
                         // Once may be anybody's fault. An exit bridge that closes every circuit would
                         // have us build one after the other, and watch for our guard.
                         if closed == Some(id) {
-                            self.bridges().note_failure(id, Now::read());
+                            self.note_failure(id);
                             not.push(id);
                         }
                         closed = Some(id);
@@ -360,6 +378,12 @@ impl Connector {
                 attempts.push(async move { (id, circuits.get(id, &line, path, group).await) });
             }
             if attempts.is_empty() {
+                // The caller's time limit ends this.
+                let mut asking = self.asking.clone();
+                if *asking.borrow_and_update() > 0 && asking.changed().await.is_ok() {
+                    started.clone_from(not);
+                    continue;
+                }
                 return Err(last.unwrap_or(ConnectError::NoExitBridge));
             }
             let impatience = async {
@@ -372,18 +396,17 @@ impl Connector {
             tokio::select! {
                 done = attempts.next() => match done {
                     Some((id, Ok(circuit))) => {
-                        let mut bridges = self.bridges();
-                        bridges.note_success(id);
+                        self.bridges().note_success(id);
                         // Who kept us waiting for longer than the patience is left alone for a while.
                         for slow in started.iter().take_while(|s| **s != id).filter(|s| !not.contains(s)) {
-                            bridges.note_failure(*slow, Now::read());
+                            self.note_failure(*slow);
                         }
                         return Ok((id, circuit));
                     }
                     Some((id, Err(error))) => {
                         tracing::info!(exit_bridge = self.bridges().ordinal(id), %error, "no circuit");
                         if matches!(error, CircuitError::ExitBridge(_)) {
-                            self.bridges().note_failure(id, Now::read());
+                            self.note_failure(id);
                         }
                         not.push(id);
                         last = Some(ConnectError::ExitBridges(error.to_string()));

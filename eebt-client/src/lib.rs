@@ -4,7 +4,7 @@
 //! [`route`] decides, as a pure function, whether the target is reached as usual or through an exit
 //! bridge; [`bridges`] says which one serves this isolation group, [`circuits`] holds the circuits to
 //! it, [`connect`] opens the stream and tries another exit bridge when one is dead; [`listen`] copies
-//! bytes until one side is done.
+//! bytes until one side is done. [`find`] asks exit-bridge directories for exit bridges.
 //!
 //! It fails closed: there is no code here that connects to a target.
 
@@ -15,6 +15,7 @@ pub mod circuits;
 pub mod client;
 pub mod config;
 pub mod connect;
+pub mod find;
 pub mod listen;
 pub mod route;
 

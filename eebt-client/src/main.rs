@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use eebt_client::route::{Mode, Rule};
 use eebt_client::{Client, Config, RunError};
-use eebt_proto::BridgeLine;
+use eebt_proto::{BridgeLine, Country, OnionReach};
 use eebt_tor::{ConfigError, PathKind};
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,12 @@ struct Args {
     /// A file of bridge lines, one a line; read again when it changes.
     #[arg(long, value_name = "FILE")]
     bridge_file: Option<PathBuf>,
+    /// Onion address of an exit-bridge directory to ask for exit bridges (repeatable, or with commas).
+    #[arg(long = "directory", value_name = "ONION", value_delimiter = ',')]
+    directories: Vec<OnionReach>,
+    /// Country that exit bridges from directories should be in, as two letters.
+    #[arg(long, value_name = "CC")]
+    country: Option<Country>,
     /// Where programs connect: SOCKS4a, SOCKS5 and HTTP CONNECT on each (repeatable).
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Vec<SocketAddr>,
@@ -86,6 +92,8 @@ impl Args {
     fn into_config(self) -> Result<Config, ConfigError> {
         let mut config: Config = eebt_tor::load_config(self.config.as_deref(), &[])?;
         config.bridges.extend(self.bridges);
+        config.directories.extend(self.directories);
+        config.country = self.country.or(config.country);
         if !self.listen.is_empty() {
             config.listen = self.listen;
         }
@@ -111,7 +119,7 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
                 "is another program there, Tor Browser perhaps? --listen 127.0.0.1:9250 takes another port",
             );
         }
-        Some(RunError::Tor(_) | RunError::Circuits(_)) => {
+        Some(RunError::Tor(_) | RunError::Circuits(_) | RunError::Onion(_)) => {
             return Some("is the Internet reachable, and the clock right?");
         }
         Some(RunError::Config(config)) => Some(config),

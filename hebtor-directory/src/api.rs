@@ -11,7 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use eebt_proto::directory::{
-    self as paths, Ask, ErrorBody, ErrorDetail, HandOut, HandedOut, Registered, Report,
+    self as paths, Ask, ErrorBody, ErrorDetail, HandOut, HandedOut, Registered, Report, Standing,
 };
 use eebt_proto::limits::MAX_HANDED_OUT;
 use eebt_proto::special_use::special_use;
@@ -30,8 +30,10 @@ use crate::store::{Partition, Put, Store, StoreError, Withdrawn};
 /// Longest body that is read, in bytes.
 pub const MAX_BODY: usize = 8 * 1024;
 
-/// How soon a new exit bridge should ask again, to learn how its test went.
-const FIRST_RENEWAL: Duration = Duration::from_secs(60);
+/// How soon an exit bridge that waits for its test should renew, to learn how it went; and one that
+/// failed it.
+const RENEW_WAITING: Duration = Duration::from_secs(10);
+const RENEW_FAILED: Duration = Duration::from_secs(600);
 
 /// An exit bridge is not tested again for a report within this time of its last test.
 const REPORT_PAUSE: Duration = Duration::from_secs(60);
@@ -217,11 +219,14 @@ async fn register(
         .hint("sign a new one")),
         Put::Kept(standing) => {
             api.metrics.count(Event::Registered);
-            // Half of the time that is left; sooner for one that waits to hear of its test.
+            // Half of the time that is left, or when there may be news.
             let left = descriptor.expires.duration_since(now).unwrap_or_default() / 2;
-            let serving = standing == paths::Standing::Serving;
-            let renew_before = now + if serving { left } else { left.min(FIRST_RENEWAL) };
-            Ok(json(&Registered { standing, renew_before }))
+            let pause = match standing {
+                Standing::Serving => left,
+                Standing::Waiting => left.min(RENEW_WAITING),
+                _ => left.min(RENEW_FAILED),
+            };
+            Ok(json(&Registered { standing, renew_before: now + pause }))
         }
     }
 }

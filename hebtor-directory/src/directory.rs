@@ -136,11 +136,11 @@ impl Directory {
         let secret = store.secret().await?;
         let index = Arc::new(Index::new(secret));
         index.catch_up(store.as_ref(), Cursor::before(SystemTime::UNIX_EPOCH)).await?;
-        metrics.set_sizes(store.count(SystemTime::now()).await?, index.ring().len());
-        tasks.spawn(tidy(Arc::clone(&store), Arc::clone(&index), Arc::clone(metrics)));
+        metrics.set_registered(store.count(SystemTime::now()).await?);
+        tasks.spawn(tidy(Arc::clone(&store), Arc::clone(metrics)));
         tasks.spawn({
-            let (index, store) = (Arc::clone(&index), Arc::clone(&store));
-            async move { index.follow(&store).await }
+            let (index, store, metrics) = (Arc::clone(&index), Arc::clone(&store), Arc::clone(metrics));
+            async move { index.follow(store.as_ref(), &metrics).await }
         });
 
         let key = match config.onion {
@@ -198,7 +198,7 @@ impl Directory {
 }
 
 /// Forgets what nobody needs, fills the operator's pools, and counts. Never returns.
-async fn tidy(store: Arc<dyn Store>, index: Arc<Index>, metrics: Arc<Metrics>) {
+async fn tidy(store: Arc<dyn Store>, metrics: Arc<Metrics>) {
     loop {
         tokio::time::sleep(TIDY_EVERY).await;
         let now = SystemTime::now();
@@ -210,7 +210,7 @@ async fn tidy(store: Arc<dyn Store>, index: Arc<Index>, metrics: Arc<Metrics>) {
             store.count(now).await
         };
         match tidied.await {
-            Ok(registered) => metrics.set_sizes(registered, index.ring().len()),
+            Ok(registered) => metrics.set_registered(registered),
             Err(error) => tracing::warn!(error = %causes(&error), "cannot tidy up"),
         }
     }

@@ -1,8 +1,9 @@
 //! What this replica can hand out: a ring in memory that follows the store.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::metrics::Metrics;
 use crate::ring::{Member, Ring};
 use crate::store::{Cursor, Partition, Record, Result, Store};
 
@@ -71,16 +72,17 @@ impl Index {
     }
 
     /// Follows the store. Never returns.
-    pub async fn follow(&self, store: &Arc<dyn Store>) {
+    pub async fn follow(&self, store: &dyn Store, metrics: &Metrics) {
         let mut seen = UNIX_EPOCH;
         loop {
             let from = Cursor::before(seen.checked_sub(OVERLAP).unwrap_or(UNIX_EPOCH));
-            match self.catch_up(store.as_ref(), from).await {
+            match self.catch_up(store, from).await {
                 Ok(last) => seen = seen.max(last),
                 // What is known expires by itself, so that nobody is given a dead one meanwhile.
                 Err(error) => tracing::warn!(error = %causes(&error), "cannot follow the store"),
             }
             self.forget_dead(SystemTime::now());
+            metrics.set_on_ring(self.ring().len());
             tokio::time::sleep(FOLLOW_EVERY).await;
         }
     }

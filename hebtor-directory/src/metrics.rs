@@ -50,10 +50,14 @@ impl Metrics {
         self.events[event as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Exit bridges that are registered, and that can be handed out.
-    pub(crate) fn set_sizes(&self, registered: u64, on_ring: usize) {
-        self.registered.store(registered, Ordering::Relaxed);
-        self.on_ring.store(on_ring as u64, Ordering::Relaxed);
+    /// Exit bridges that are registered.
+    pub(crate) fn set_registered(&self, n: u64) {
+        self.registered.store(n, Ordering::Relaxed);
+    }
+
+    /// Exit bridges that can be handed out.
+    pub(crate) fn set_on_ring(&self, n: usize) {
+        self.on_ring.store(n as u64, Ordering::Relaxed);
     }
 
     /// Exit bridges that were registered when they were last counted.
@@ -106,7 +110,7 @@ mod tests {
     fn counters_are_rounded_up() {
         let metrics = Metrics::default();
         metrics.count(Event::HandedOut);
-        metrics.set_sizes(9, 0);
+        metrics.set_registered(9);
         let text = metrics.text();
         assert!(text.contains("requests_total{what=\"handed_out\"} 8\n"), "{text}");
         assert!(text.contains("exit_bridges{which=\"registered\"} 16\n"), "{text}");

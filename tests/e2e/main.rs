@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod bulk;
+mod directory;
 mod fleet;
 mod life;
 mod onion;
@@ -85,6 +86,7 @@ fn main() {
     };
     page::cases(&mut suite);
     onion::cases(&mut suite);
+    directory::cases(&mut suite);
     bulk::cases(&mut suite);
     refusals::cases(&mut suite);
     strangers::cases(&mut suite);

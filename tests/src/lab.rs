@@ -14,7 +14,7 @@ use tokio::process::Command;
 use crate::process::{Running, binary};
 
 /// What programs under test log, where a case says nothing else.
-const LOG: &str = "debug,tor_=info,tor_proto=debug,tor_netdir=error";
+pub(crate) const LOG: &str = "debug,tor_=info,tor_proto=debug,tor_netdir=error";
 
 /// A private Tor network and origins, shared by all cases.
 pub struct Lab {
@@ -89,7 +89,7 @@ impl Lab {
 }
 
 /// A port that is free now.
-fn free_port(ip: IpAddr) -> u16 {
+pub(crate) fn free_port(ip: IpAddr) -> u16 {
     std::net::TcpListener::bind((ip, 0)).and_then(|l| l.local_addr()).expect("a free port").port()
 }
 
@@ -121,6 +121,17 @@ impl<'a> BridgeBuilder<'a> {
     /// Makes it an onion exit bridge, with no port that anybody could reach.
     pub fn onion(self) -> Self {
         self.set("reach", vec![toml::Value::from("onion")])
+    }
+
+    /// Lets it out to one more place.
+    pub fn opens(mut self, place: SocketAddr) -> Self {
+        if let Some(toml::Value::Array(open)) = self.config.get_mut("allow_egress") {
+            open.push(format!("{}/32", place.ip()).into());
+        }
+        if let Some(toml::Value::String(ports)) = self.config.get_mut("policy") {
+            ports.push_str(&format!(",{}", place.port()));
+        }
+        self
     }
 
     /// What it logs.
@@ -179,6 +190,16 @@ impl Bridge {
         drop(process);
         let (process, line) = start_bridge(&config, &dir, LOG).await?;
         Ok(Self { process, line, ip, status, config, _link })
+    }
+
+    /// Waits until a line of its log holds both texts.
+    pub async fn said(&self, what: &str, more: &str, limit: Duration) -> anyhow::Result<()> {
+        let start = Instant::now();
+        while !self.process.stderr().lines().any(|line| line.contains(what) && line.contains(more)) {
+            ensure!(start.elapsed() < limit, "it did not say {what:?} {more:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
     }
 
     /// Where relays reach it.

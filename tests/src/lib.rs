@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // this crate is a test
 
+pub mod directory;
 mod dns;
 mod lab;
 mod process;

@@ -29,9 +29,10 @@ impl OnionIngress {
     ///
     /// # Errors
     /// See [`IngressError`].
-    pub fn launch(tor: &TorClient<TorRuntime>, keys: BridgeKeys) -> Result<Self, IngressError> {
-        let launched = OnionService::launch(tor, keys.service);
-        Ok(Self(launched.map_err(|e| IngressError::Setup("onion service", Box::new(e)))?))
+    pub fn launch(tor: &TorClient<TorRuntime>, keys: &BridgeKeys) -> Result<Self, IngressError> {
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| IngressError::Setup("onion service", e);
+        let key = keys.service().ok_or_else(|| failed("its key is unusable".into()))?;
+        Ok(Self(OnionService::launch(tor, key).map_err(|e| failed(Box::new(e)))?))
     }
 
     /// How clients find it.

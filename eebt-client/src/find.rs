@@ -1,0 +1,316 @@
+//! Finds exit bridges in exit-bridge directories, and replaces those that die.
+//!
+//! A directory knows us by a ticket, which is made once (a proof of work of some seconds) and kept in the
+//! state folder, and by nothing else: each directory has a circuit of its own. What a directory says is
+//! believed only so far: its exit bridges are reached by paths with vanguards, and used as any stranger's.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use eebt_proto::directory::{Ask, EXIT_BRIDGES, ErrorBody, HandOut, REPORTS, Report, TICKET_TERMS, Wishes};
+use eebt_proto::limits::MAX_HANDED_OUT;
+use eebt_proto::{BridgeLine, OnionReach, Ticket, TicketTerms};
+use eebt_tor::{HttpError, OnionConnector, OnionHttp, Reply};
+use futures::future::join_all;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::bridges::{Now, Source};
+use crate::connect::Connector;
+
+/// Pauses after a failure: the first one, doubled with each in a row, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Pauses between two questions, whatever the directory says. It allows one a minute, and some at once.
+const LEASES: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(24 * 3600);
+
+/// The pause before asking again when no exit bridge works: the directory needs time to see that, too.
+const DRY_PAUSE: Duration = Duration::from_secs(20);
+
+/// After so many failures in a row nobody waits for a directory any more.
+const GIVE_UP: u32 = 4;
+
+/// An exit bridge is reported once in this time.
+const REPORT_EVERY: Duration = Duration::from_secs(600);
+
+/// Tickets by the onion address of their directory, as they are kept.
+type Tickets = HashMap<String, Kept>;
+
+/// A ticket and what it was made for.
+#[derive(Clone, Serialize, Deserialize)]
+struct Kept {
+    terms: TicketTerms,
+    ticket: Ticket,
+}
+
+/// Why a directory gave nothing.
+#[derive(Debug, thiserror::Error)]
+enum FindError {
+    /// It could not be asked.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// It does not take the ticket: another one is needed.
+    #[error("the ticket is not taken")]
+    Ticket,
+    /// It asks for too much, or for a ticket that is good elsewhere.
+    #[error("its terms for a ticket are not acceptable")]
+    Terms,
+    /// It said no.
+    #[error("refused (HTTP status {status})")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+    },
+}
+
+/// Asks directories for exit bridges.
+pub struct Finder {
+    connector: Arc<Connector>,
+    onions: Arc<OnionConnector>,
+    wishes: Wishes,
+    tickets: TicketFile,
+    /// How many directories are being asked while somebody may wait for the answer.
+    asking: watch::Sender<usize>,
+}
+
+impl Finder {
+    /// Puts what it finds into `connector`. Tickets are kept in `state_dir`.
+    pub fn new(
+        connector: Arc<Connector>,
+        onions: Arc<OnionConnector>,
+        wishes: Wishes,
+        state_dir: &Path,
+        asking: watch::Sender<usize>,
+    ) -> Self {
+        let tickets =
+            TicketFile { path: state_dir.join("tickets.json"), lock: tokio::sync::Mutex::default() };
+        Self { connector, onions, wishes, tickets, asking }
+    }
+
+    /// Keeps asking all `directories`. Never returns.
+    pub async fn run(self, directories: &[OnionReach]) {
+        // What each of them gave, for the list is one.
+        let given = tokio::sync::Mutex::new(vec![Vec::new(); directories.len()]);
+        let this = &self;
+        join_all(directories.iter().enumerate().map(|(i, directory)| {
+            let given = &given;
+            let take = async move |lines: Vec<BridgeLine>| {
+                let mut given = given.lock().await;
+                if let Some(place) = given.get_mut(i) {
+                    *place = lines;
+                }
+                let all: Vec<BridgeLine> = given.iter().flatten().cloned().collect();
+                this.connector.bridges().replace(Source::Found, all);
+            };
+            // A number instead of an address: the log shall not say whom we ask.
+            this.follow(directory.clone(), i + 1, take)
+        }))
+        .await;
+        std::future::pending().await
+    }
+
+    async fn follow(&self, directory: OnionReach, number: usize, take: impl AsyncFn(Vec<BridgeLine>)) {
+        let http = OnionHttp::new(Arc::clone(&self.onions), directory);
+        let mut dead = self.connector.failures();
+        let mut failures = 0u32;
+        // The first answer, or the first after all had died, is waited for.
+        let mut awaited = true;
+        let mut lines: Vec<BridgeLine> = Vec::new();
+        let mut reported: HashMap<[u8; 32], tokio::time::Instant> = HashMap::new();
+        loop {
+            let pause = match self.ask(&http).await {
+                Ok(found) => {
+                    failures = 0;
+                    lines = found.exit_bridges.into_iter().map(|found| found.bridge_line).collect();
+                    lines.truncate(MAX_HANDED_OUT);
+                    tracing::info!(directory = number, exit_bridges = lines.len(), "asked");
+                    take(lines.clone()).await;
+                    let lease = found.lease_until.duration_since(SystemTime::now()).unwrap_or_default();
+                    let lease = lease.clamp(*LEASES.start(), *LEASES.end());
+                    if lines.is_empty() { DRY_PAUSE } else { lease.mul_f64(rand::random_range(0.9..1.0)) }
+                }
+                Err(error) => {
+                    tracing::warn!(directory = number, %error, "a directory gave nothing");
+                    failures += 1;
+                    let pause = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(10)).min(LONGEST_PAUSE);
+                    pause.mul_f64(rand::random_range(0.5..1.0))
+                }
+            };
+            if awaited && (failures == 0 || failures >= GIVE_UP) {
+                awaited = false;
+                self.asking.send_modify(|n| *n -= 1);
+            }
+            let until = tokio::time::Instant::now() + pause;
+            // Until the lease is over; or until one of those that it gave dies, which it is told, and none
+            // is left that works.
+            while let Ok(dead) = tokio::time::timeout_at(until, dead.recv()).await {
+                // Some may have been missed: then no one of them is reported.
+                let Ok(identity) = dead.map(|id| *id.identity()) else { continue };
+                if !lines.iter().any(|line| line.reach.identity() == &identity) {
+                    continue;
+                }
+                let last = reported.get(&identity);
+                if last.is_none_or(|last| last.elapsed() > REPORT_EVERY) {
+                    reported.insert(identity, tokio::time::Instant::now());
+                    self.report(&http, identity, number).await;
+                }
+                if !self.connector.bridges().any_works(Now::read()) {
+                    if !awaited {
+                        awaited = true;
+                        self.asking.send_modify(|n| *n += 1);
+                    }
+                    tokio::time::sleep(DRY_PAUSE.mul_f64(rand::random_range(0.5..1.0))).await;
+                    break;
+                }
+            }
+        }
+    }
+
+    /// One question, with a new ticket where the old one is not taken any more.
+    async fn ask(&self, http: &OnionHttp) -> Result<HandOut, FindError> {
+        match self.ask_with(http, self.ticket(http).await?).await {
+            Err(FindError::Ticket) => {
+                self.tickets.forget(http.service()).await;
+                self.ask_with(http, self.ticket(http).await?).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn ask_with(&self, http: &OnionHttp, ticket: Ticket) -> Result<HandOut, FindError> {
+        let reply = http.post(EXIT_BRIDGES, &Ask { ticket, wishes: self.wishes.clone() }).await?;
+        check(&reply)?;
+        Ok(reply.json()?)
+    }
+
+    async fn report(&self, http: &OnionHttp, identity: [u8; 32], number: usize) {
+        let Some(kept) = self.tickets.get(http.service()).await else { return };
+        match http.post(REPORTS, &Report { ticket: kept.ticket, identity }).await {
+            Ok(_) => tracing::debug!(directory = number, "an exit bridge was reported"),
+            Err(error) => tracing::debug!(directory = number, %error, "a report was lost"),
+        }
+    }
+
+    /// The ticket for a directory, made where there is none.
+    async fn ticket(&self, http: &OnionHttp) -> Result<Ticket, FindError> {
+        let today = today();
+        if let Some(kept) = self.tickets.get(http.service()).await
+            && kept.ticket.is_current(&kept.terms, today + 1)
+        {
+            return Ok(kept.ticket);
+        }
+        let reply = http.get(TICKET_TERMS).await?;
+        check(&reply)?;
+        let terms: TicketTerms = reply.json()?;
+        // A ticket for another audience would be good there, in this directory's hands.
+        if terms.audience != http.service().service || terms.check().is_err() {
+            return Err(FindError::Terms);
+        }
+        tracing::info!("making a ticket; this takes some seconds, once in {} days", terms.days);
+        let key = rand::random();
+        let proof = {
+            let terms = terms.clone();
+            // Goes on when nobody waits any more, but not for ever: the terms are bounded.
+            tokio::task::spawn_blocking(move || Ticket::make(&terms, key, today, || true))
+        };
+        let ticket = proof.await.ok().and_then(Result::ok).flatten().ok_or(FindError::Terms)?;
+        self.tickets.put(http.service(), Kept { terms, ticket: ticket.clone() }).await;
+        Ok(ticket)
+    }
+}
+
+fn today() -> u32 {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    u32::try_from(seconds / 86_400).unwrap_or(u32::MAX)
+}
+
+fn check(reply: &Reply) -> Result<(), FindError> {
+    if reply.status.is_success() {
+        return Ok(());
+    }
+    let code = reply.json::<ErrorBody>().map(|body| body.error.code).unwrap_or_default();
+    match code.as_str() {
+        "ticket_expired" | "ticket_bad" => Err(FindError::Ticket),
+        _ => Err(FindError::Refused { status: reply.status.as_u16() }),
+    }
+}
+
+/// The tickets on disk, for their owner only. Losing them costs a proof of work, no more.
+struct TicketFile {
+    path: PathBuf,
+    lock: tokio::sync::Mutex<()>,
+}
+
+impl TicketFile {
+    fn read(&self) -> Tickets {
+        let text = std::fs::read(&self.path).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    fn write(&self, tickets: &Tickets) -> std::io::Result<()> {
+        use std::io::Write as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        if let Some(dir) = self.path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        let new = self.path.with_extension("new");
+        let _left_over = std::fs::remove_file(&new);
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec(tickets)?)?;
+        file.sync_all()?;
+        std::fs::rename(&new, &self.path)
+    }
+
+    async fn get(&self, directory: &OnionReach) -> Option<Kept> {
+        let _lock = self.lock.lock().await;
+        self.read().remove(&directory.to_string())
+    }
+
+    async fn put(&self, directory: &OnionReach, kept: Kept) {
+        self.change(|tickets| tickets.insert(directory.to_string(), kept)).await;
+    }
+
+    async fn forget(&self, directory: &OnionReach) {
+        self.change(|tickets| tickets.remove(&directory.to_string())).await;
+    }
+
+    async fn change<T>(&self, change: impl FnOnce(&mut Tickets) -> T) {
+        let _lock = self.lock.lock().await;
+        let mut tickets = self.read();
+        change(&mut tickets);
+        if let Err(error) = self.write(&tickets) {
+            tracing::warn!(%error, "tickets cannot be kept: each start makes new ones");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use eebt_proto::ticket::TicketKind;
+
+    #[tokio::test]
+    async fn tickets_are_kept_for_their_owner_only() {
+        use std::os::unix::fs::MetadataExt as _;
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("state/tickets.json");
+        let file = || TicketFile { path: path.clone(), lock: tokio::sync::Mutex::default() };
+        let (one, other) = (OnionReach { service: [1; 32] }, OnionReach { service: [2; 32] });
+        let kept = Kept {
+            terms: TicketTerms { audience: [1; 32], memory_kib: 64, passes: 1, bits: 1, days: 30 },
+            ticket: Ticket { kind: TicketKind::Argon2id, key: [3; 32], day: 1, nonce: 4 },
+        };
+        assert!(file().get(&one).await.is_none());
+        file().put(&one, kept.clone()).await;
+        file().put(&other, kept.clone()).await;
+        assert!(file().get(&one).await.unwrap().ticket == kept.ticket);
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        file().forget(&one).await;
+        assert!(file().get(&one).await.is_none() && file().get(&other).await.is_some());
+        std::fs::write(&path, "not json").unwrap();
+        assert!(file().get(&other).await.is_none(), "a damaged file is as none");
+    }
+}

@@ -1,0 +1,222 @@
+//! The exit-bridge directory: exit bridges register, clients find them, and nobody else learns much.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::ensure;
+use ed25519_dalek::{Signer as _, SigningKey};
+use eebt_proto::descriptor::to_millis;
+use eebt_proto::directory::{DESCRIPTORS, ErrorBody, Registered, Wishes};
+use eebt_proto::{BridgeDescriptor, BridgeLine, OnionReach, PortSet, Reach};
+use futures::future::try_join_all;
+use nix::sys::signal::Signal;
+use tests::directory::HANDED_OUT_FOR;
+
+use crate::Suite;
+
+/// How long it may take until a new exit bridge is handed out.
+const SOON: Duration = Duration::from_secs(60);
+
+/// A signed registration of an onion exit bridge that does not exist.
+fn registration(n: u32) -> anyhow::Result<String> {
+    let mut seed = [42; 32];
+    seed[..4].copy_from_slice(&n.to_be_bytes());
+    let key = SigningKey::from_bytes(&seed);
+    let now = to_millis(SystemTime::now());
+    let reach = Reach::Onion(OnionReach { service: key.verifying_key().to_bytes() });
+    let descriptor = BridgeDescriptor {
+        line: BridgeLine { reach, ports: PortSet::web(), expires: None },
+        published: now,
+        expires: now + Duration::from_secs(3600),
+        country: None,
+        capacity: 1,
+        software: "test".into(),
+    };
+    Ok(serde_json::to_string(&descriptor.sign(|message| key.sign(message).to_bytes()))?)
+}
+
+/// The code of an answer that is an error.
+fn code(body: &str) -> anyhow::Result<String> {
+    Ok(serde_json::from_str::<ErrorBody>(body)?.error.code)
+}
+
+pub fn cases(suite: &mut Suite) {
+    suite.case("a client that knows only the directory opens the blocked page", async |lab| {
+        let directory = lab.directory().run().await?;
+        let bridge = lab.bridge().onion().registers_with(&directory).run().await?;
+        let client = lab.client().asks(&directory).run().await?;
+        directory.until_handed_out(&bridge.line, true, SOON).await?;
+        let origin = lab.origins.blocking_tor_exits();
+        let page = client.get(&origin.url("/")).await?;
+        ensure!(page.status == 200, "{page:?}");
+        ensure!(origin.last_peer_ip() == Some(bridge.ip), "the origin saw {:?}", origin.last_peer_ip());
+        let bulk = lab.origins.open().url("/bulk/20000000");
+        client.get(&bulk).await?.is_bulk(20_000_000)?;
+        let parallel = lab.origins.open().url("/bulk/1000000");
+        let pages = try_join_all((0..10).map(|_| client.get(&parallel))).await?;
+        pages.iter().try_for_each(|page| page.is_bulk(1_000_000))?;
+        client.upload(lab.origins.open(), "/sink", 5_000_000).await?;
+        Ok(())
+    });
+
+    suite.case("a circuit exit bridge is found, too, and withdraws when it ends", async |lab| {
+        let directory = lab.directory().run().await?;
+        let mut bridge = lab.bridge().registers_with(&directory).run().await?;
+        directory.until_handed_out(&bridge.line, true, SOON).await?;
+        let client = lab.client().asks(&directory).run().await?;
+        let page = client.get(&lab.origins.open().url("/peer")).await?;
+        ensure!(page.text.trim() == bridge.ip.to_string(), "{page:?}");
+        bridge.process.signal(Signal::SIGTERM);
+        bridge.process.exit_code(Duration::from_secs(60)).await?;
+        ensure!(!directory.hands_out(&bridge.line).await?, "it is handed out after its withdrawal");
+        Ok(())
+    });
+
+    suite.case("a dead exit bridge is replaced by another one, and soon given to nobody", async |lab| {
+        let directory = lab.directory().run().await?;
+        let one = lab.bridge().registers_with(&directory).run().await?;
+        let client = lab.client().asks(&directory).run().await?;
+        let peer = lab.origins.open().url("/peer");
+        directory.until_handed_out(&one.line, true, SOON).await?;
+        ensure!(client.get(&peer).await?.text.trim() == one.ip.to_string(), "not through the exit bridge");
+        // The client knows one exit bridge. It dies; another one is born.
+        one.process.signal(Signal::SIGKILL);
+        let died = Instant::now();
+        let two = lab.bridge().registers_with(&directory).run().await?;
+        directory.until_handed_out(&two.line, true, SOON).await?;
+        let found = loop {
+            let page = client.get(&peer).await?;
+            if page.status == 200 {
+                break page;
+            }
+            ensure!(died.elapsed() < Duration::from_secs(120), "no other exit bridge was found: {page:?}");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        };
+        ensure!(found.text.trim() == two.ip.to_string(), "{found:?}");
+        directory.until_handed_out(&one.line, false, HANDED_OUT_FOR.saturating_sub(died.elapsed())).await?;
+        Ok(())
+    });
+
+    suite.case("a directory that is killed loses nothing that it accepted", async |lab| {
+        let mut directory = lab.directory().run().await?;
+        let bridge = lab.bridge().registers_with(&directory).run().await?;
+        directory.until_handed_out(&bridge.line, true, SOON).await?;
+        let bodies = (0..300).map(registration).collect::<Result<Vec<_>, _>>()?;
+        let registering = async {
+            let mut accepted = Vec::new();
+            for body in &bodies {
+                match directory.post(DESCRIPTORS, body).await {
+                    Ok((200, answer)) => {
+                        serde_json::from_str::<Registered>(&answer)?;
+                        accepted.push(body);
+                    }
+                    // It is dead.
+                    _ => break,
+                }
+            }
+            anyhow::Ok(accepted)
+        };
+        let killing = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            directory.process.signal(Signal::SIGKILL);
+        };
+        let (accepted, ()) = tokio::join!(registering, killing);
+        let accepted = accepted?;
+        ensure!(!accepted.is_empty() && accepted.len() < bodies.len(), "{} accepted", accepted.len());
+        ensure!(directory.process.exit_code(Duration::from_secs(5)).await?.is_none(), "it was not killed");
+        directory = directory.start_again().await?;
+        for body in accepted {
+            let (status, answer) = directory.post(DESCRIPTORS, body).await?;
+            ensure!(status == 409 && code(&answer)? == "descriptor_replayed", "{status}: {answer}");
+        }
+        ensure!(directory.hands_out(&bridge.line).await?, "the exit bridge is not handed out any more");
+        // And one that dies while the directory is down is not handed out for longer than it says.
+        bridge.process.signal(Signal::SIGKILL);
+        let died = Instant::now();
+        directory.process.signal(Signal::SIGKILL);
+        directory = directory.start_again().await?;
+        directory
+            .until_handed_out(&bridge.line, false, HANDED_OUT_FOR.saturating_sub(died.elapsed()))
+            .await?;
+        Ok(())
+    });
+
+    suite.case("egress addresses that are blocked anyway, or taken, are not handed out", async |lab| {
+        let directory = lab.directory().run().await?;
+        let relay = lab.net.relays().last().expect("a relay").address;
+        let ours = lab.bridge();
+        let bad = ours.registers_with(&directory).set("egress_address", relay.to_string()).run().await?;
+        let good = lab.bridge().registers_with(&directory).run().await?;
+        directory.until_handed_out(&good.line, true, SOON).await?;
+        let same = lab.bridge().registers_with(&directory).set("egress_address", good.ip.to_string());
+        let same = same.run().await?;
+        for (bridge, why) in [(&bad, "that of a Tor relay"), (&same, "has the same egress address")] {
+            bridge.said("registered", why, SOON).await?;
+            ensure!(!directory.hands_out(&bridge.line).await?, "it is handed out all the same");
+        }
+        ensure!(directory.hands_out(&good.line).await?, "the first one lost its place");
+        Ok(())
+    });
+
+    suite.case(
+        "a client gets the same exit bridges again, and bridge lines work without a directory",
+        async |lab| {
+            let mut directory = lab.directory().run().await?;
+            let bridge = lab.bridge().registers_with(&directory).run().await?;
+            directory.until_handed_out(&bridge.line, true, SOON).await?;
+            let ticket = directory.ticket().await?;
+            let first = directory.ask(&ticket, Wishes::default()).await?;
+            let again = directory.ask(&ticket, Wishes::default()).await?;
+            ensure!(first.exit_bridges == again.exit_bridges, "others than before");
+            directory.process.signal(Signal::SIGKILL);
+            directory.process.exit_code(Duration::from_secs(5)).await?;
+            let client = lab.client().asks(&directory).via(&bridge).run().await?;
+            ensure!(client.get(&lab.origins.open().url("/")).await?.status == 200);
+            Ok(())
+        },
+    );
+
+    suite.case(
+        "the directory learns no target and no client, and says nothing of exit bridges",
+        async |lab| {
+            let directory = lab.directory().log("trace").run().await?;
+            let bridge = lab.bridge().onion().registers_with(&directory).run().await?;
+            directory.until_handed_out(&bridge.line, true, SOON).await?;
+            let client = lab.client().asks(&directory).run().await?;
+            let origin = lab.origins.blocking_tor_exits();
+            let port = origin.addr().port();
+            ensure!(
+                client.get(&format!("http://{}:{port}/planted-path", origin.addr().ip())).await?.status
+                    == 200
+            );
+            let log = directory.process.stderr();
+            let dir = directory.config.parent().expect("folder");
+            let mut store = Vec::new();
+            for name in ["directory.db", "directory.db-wal"] {
+                store.extend(std::fs::read(dir.join(name)).unwrap_or_default());
+            }
+            ensure!(!log.is_empty() && store.len() > 4096, "nothing to look at");
+            let holds =
+                |hay: &[u8], needle: &str| hay.windows(needle.len()).any(|at| at == needle.as_bytes());
+            let Reach::Onion(reach) = &bridge.line.reach else { anyhow::bail!("an onion exit bridge") };
+            let tickets = std::fs::read_to_string(client.dir.join("state/tickets.json"))?;
+            let tickets: serde_json::Value = serde_json::from_str(&tickets)?;
+            let key =
+                tickets[directory.address.to_string()]["ticket"]["key"].as_str().expect("key").to_owned();
+            let target = origin.addr().to_string();
+            let egress = bridge.ip.to_string();
+            let onion = reach.to_string();
+            for secret in [&target, "planted-path", &key, &egress, &onion, onion.trim_end_matches(".onion")] {
+                ensure!(!log.contains(secret), "the log holds {secret}");
+            }
+            for secret in [&target, "planted-path", &key] {
+                ensure!(!holds(&store, secret), "the store holds {secret}");
+            }
+            // The looking works: the store knows the exit bridge.
+            ensure!(
+                holds(&store, &onion) && holds(&store, &egress),
+                "the store does not know the exit bridge"
+            );
+            Ok(())
+        },
+    );
+}

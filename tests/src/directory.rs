@@ -1,0 +1,192 @@
+//! An exit-bridge directory under test.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use eebt_proto::directory::{Ask, EXIT_BRIDGES, HandOut, TICKET_TERMS, Wishes};
+use eebt_proto::{BridgeLine, OnionReach, Ticket, TicketTerms};
+use tokio::process::Command;
+
+use crate::lab::{BridgeBuilder, ClientBuilder, Lab, free_port};
+use crate::process::{Running, binary};
+
+/// How often exit bridges are tested, and how long a test may take.
+const TEST_EVERY: Duration = Duration::from_secs(5);
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For how long nobody is told that an exit bridge died: the promise of docs/protocol.md.
+pub const HANDED_OUT_FOR: Duration = Duration::from_secs(5 + 2 * 10 + 15);
+
+/// An exit-bridge directory to be.
+pub struct DirectoryBuilder<'a> {
+    lab: &'a Lab,
+    config: toml::Table,
+    echo: SocketAddr,
+    listen: SocketAddr,
+    log: &'a str,
+}
+
+/// A running exit-bridge directory.
+pub struct Directory {
+    /// Its process.
+    pub process: Running,
+    /// Its onion address.
+    pub address: OnionReach,
+    /// The same, on loopback.
+    pub api: SocketAddr,
+    /// Its echo.
+    pub echo: SocketAddr,
+    /// Its configuration file; the store and the keys are beside it.
+    pub config: PathBuf,
+}
+
+impl Lab {
+    /// An exit-bridge directory that tests often and whose tickets are cheap.
+    pub fn directory(&self) -> DirectoryBuilder<'_> {
+        let ip = self.net.spare_ip();
+        let listen: SocketAddr = (std::net::Ipv4Addr::LOCALHOST, free_port([127, 0, 0, 1].into())).into();
+        let echo = SocketAddr::new(ip, free_port(ip));
+        let seconds = |time: Duration| toml::Value::from(format!("{}s", time.as_secs()));
+        let table = |pairs: &[(&str, toml::Value)]| {
+            toml::Value::Table(pairs.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect())
+        };
+        let mut config = toml::Table::new();
+        config.insert("network".into(), self.net.network_file().display().to_string().into());
+        config.insert("listen".into(), listen.to_string().into());
+        config.insert("echo".into(), table(&[("listen", echo.to_string().into())]));
+        let loopback = toml::Value::from(vec!["127.0.0.0/8"]);
+        let tests =
+            [("every", seconds(TEST_EVERY)), ("timeout", seconds(TEST_TIMEOUT)), ("allow_egress", loopback)];
+        config.insert("tests".into(), table(&tests));
+        config.insert("hand_out".into(), table(&[("reserve", 0.into()), ("private", 0.into())]));
+        config.insert("tickets".into(), table(&[("memory_kib", 64.into()), ("bits", 4.into())]));
+        DirectoryBuilder { lab: self, config, echo, listen, log: crate::lab::LOG }
+    }
+}
+
+impl<'a> DirectoryBuilder<'a> {
+    /// Sets a key of its configuration.
+    pub fn set(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.config.insert(key.into(), value.into());
+        self
+    }
+
+    /// What it logs.
+    pub fn log(mut self, filter: &'a str) -> Self {
+        self.log = filter;
+        self
+    }
+
+    /// Starts it and waits until clients can come.
+    pub async fn run(mut self) -> anyhow::Result<Directory> {
+        let dir = self.lab.folder("directory");
+        for (key, name) in [("keys", "keys"), ("state_dir", "state")] {
+            self.config.insert(key.into(), dir.join(name).display().to_string().into());
+        }
+        let store = format!("sqlite:{}", dir.join("directory.db").display());
+        self.config.entry("store").or_insert(store.into());
+        let config = dir.join("directory.toml");
+        std::fs::write(&config, toml::to_string(&self.config)?)?;
+        start(config, self.listen, self.echo, self.log).await
+    }
+}
+
+async fn start(config: PathBuf, api: SocketAddr, echo: SocketAddr, log: &str) -> anyhow::Result<Directory> {
+    let mut command = Command::new(binary("hebtor-directory"));
+    command.arg("run").arg("--config").arg(&config).env("RUST_LOG", log);
+    let mut process = Running::start(command, config.parent().context("a folder")?)?;
+    let address = process.wait_for("onion address", |out, _| {
+        out.lines().next().filter(|_| out.ends_with('\n')).map(String::from)
+    });
+    let address = address.await?.parse()?;
+    Ok(Directory { process, address, api, echo, config })
+}
+
+impl Directory {
+    /// Starts it again, where it was ended.
+    pub async fn start_again(self) -> anyhow::Result<Self> {
+        let Self { process, api, echo, config, .. } = self;
+        drop(process);
+        start(config, api, echo, crate::lab::LOG).await
+    }
+
+    /// POSTs `body` to its loopback address: status and answer.
+    pub async fn post(&self, path: &str, body: &str) -> anyhow::Result<(u16, String)> {
+        self.http(path, &["--data-binary", body]).await
+    }
+
+    async fn http(&self, path: &str, args: &[&str]) -> anyhow::Result<(u16, String)> {
+        let out = Command::new("curl")
+            .args(["-sS", "--max-time", "30", "-w", "\n%{http_code}"])
+            .args(args)
+            .arg(format!("http://{}{path}", self.api))
+            .kill_on_drop(true)
+            .output()
+            .await
+            .context("curl")?;
+        let out = String::from_utf8(out.stdout)?;
+        let (body, status) = out.rsplit_once('\n').context("no status")?;
+        Ok((status.parse()?, body.to_owned()))
+    }
+
+    /// A new ticket.
+    pub async fn ticket(&self) -> anyhow::Result<Ticket> {
+        let (status, body) = self.http(TICKET_TERMS, &[]).await?;
+        ensure!(status == 200, "{status}: {body}");
+        let terms: TicketTerms = serde_json::from_str(&body)?;
+        let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+        let key = std::array::from_fn(|_| rand::random());
+        let made = Ticket::make(&terms, key, u32::try_from(seconds / 86_400)?, || true)?;
+        made.context("no ticket")
+    }
+
+    /// What a client with `ticket` is given.
+    pub async fn ask(&self, ticket: &Ticket, wishes: Wishes) -> anyhow::Result<HandOut> {
+        let ask = serde_json::to_string(&Ask { ticket: ticket.clone(), wishes })?;
+        let (status, body) = self.post(EXIT_BRIDGES, &ask).await?;
+        ensure!(status == 200, "{status}: {body}");
+        Ok(serde_json::from_str(&body)?)
+    }
+
+    /// Does somebody get this exit bridge? Asks as many clients, where there are at most three in all.
+    pub async fn hands_out(&self, line: &BridgeLine) -> anyhow::Result<bool> {
+        let given = self.ask(&self.ticket().await?, Wishes::default()).await?;
+        Ok(given.exit_bridges.iter().any(|given| given.bridge_line.reach == line.reach))
+    }
+
+    /// Waits until this exit bridge is handed out, or not any more.
+    pub async fn until_handed_out(
+        &self,
+        line: &BridgeLine,
+        is: bool,
+        limit: Duration,
+    ) -> anyhow::Result<Duration> {
+        let start = Instant::now();
+        while self.hands_out(line).await? != is {
+            ensure!(
+                start.elapsed() < limit,
+                "after {limit:?} it is still {}",
+                if is { "not handed out" } else { "handed out" }
+            );
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        Ok(start.elapsed())
+    }
+}
+
+impl BridgeBuilder<'_> {
+    /// Registers it with a directory, whose echo it can reach.
+    pub fn registers_with(self, directory: &Directory) -> Self {
+        let echo = directory.echo;
+        self.opens(echo).set("directories", vec![directory.address.to_string()])
+    }
+}
+
+impl ClientBuilder<'_> {
+    /// Lets it ask a directory.
+    pub fn asks(self, directory: &Directory) -> Self {
+        self.set("directories", vec![directory.address.to_string()])
+    }
+}
