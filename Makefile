@@ -1,11 +1,12 @@
 # make        build everything
 # make test   all tests, with the real parts they need
 # make demo   see a page that refuses Tor open through an exit bridge
+# make demo-onion   the same for a client that knows only an exit-bridge directory
 
 CARGO ?= cargo
 PROFILE := --release
 
-.PHONY: build setup demo test e2e bench lint fmt clean
+.PHONY: build setup demo demo-onion test e2e bench lint fmt clean
 
 build: setup
 	$(CARGO) build $(PROFILE) --workspace --bins
@@ -17,6 +18,9 @@ setup:
 
 demo: build
 	@./deploy/demo
+
+demo-onion: build
+	@./deploy/demo-onion
 
 # Always the whole workspace, so that every command sees the same features and nothing is built twice.
 test: build

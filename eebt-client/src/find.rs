@@ -27,10 +27,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Pauses between two questions, whatever the directory says. It allows one a minute, and some at once.
 const LEASES: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(24 * 3600);
 
-/// The pause before asking again when no exit bridge works: the directory needs time to see that, too.
-const DRY_PAUSE: Duration = Duration::from_secs(20);
+/// The pause before asking again when no exit bridge works: the directory needs time to see that, too. A
+/// ticket may ask some times at once, and then once a minute.
+fn dry_pause(times: u32) -> Duration {
+    Duration::from_secs(if times <= 3 { 10 } else { 60 }).mul_f64(rand::random_range(0.7..1.0))
+}
 
-/// After so many failures in a row nobody waits for a directory any more.
+/// After so many answers that are no use nobody waits for a directory any more.
 const GIVE_UP: u32 = 4;
 
 /// An exit bridge is reported once in this time.
@@ -116,7 +119,9 @@ impl Finder {
         let http = OnionHttp::new(Arc::clone(&self.onions), directory);
         let mut dead = self.connector.failures();
         let mut failures = 0u32;
-        // The first answer, or the first after all had died, is waited for.
+        // Answers with nothing in them are no failures, and no help.
+        let mut in_vain = 0u32;
+        // The first exit bridge, or the first after all had died, is waited for.
         let mut awaited = true;
         let mut lines: Vec<BridgeLine> = Vec::new();
         let mut reported: HashMap<[u8; 32], tokio::time::Instant> = HashMap::new();
@@ -130,16 +135,22 @@ impl Finder {
                     take(lines.clone()).await;
                     let lease = found.lease_until.duration_since(SystemTime::now()).unwrap_or_default();
                     let lease = lease.clamp(*LEASES.start(), *LEASES.end());
-                    if lines.is_empty() { DRY_PAUSE } else { lease.mul_f64(rand::random_range(0.9..1.0)) }
+                    in_vain = if lines.is_empty() { in_vain + 1 } else { 0 };
+                    if lines.is_empty() {
+                        dry_pause(in_vain)
+                    } else {
+                        lease.mul_f64(rand::random_range(0.9..1.0))
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(directory = number, %error, "a directory gave nothing");
                     failures += 1;
+                    in_vain += 1;
                     let pause = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(10)).min(LONGEST_PAUSE);
                     pause.mul_f64(rand::random_range(0.5..1.0))
                 }
             };
-            if awaited && (failures == 0 || failures >= GIVE_UP) {
+            if awaited && (in_vain == 0 || in_vain >= GIVE_UP) {
                 awaited = false;
                 self.asking.send_modify(|n| *n -= 1);
             }
@@ -162,7 +173,8 @@ impl Finder {
                         awaited = true;
                         self.asking.send_modify(|n| *n += 1);
                     }
-                    tokio::time::sleep(DRY_PAUSE.mul_f64(rand::random_range(0.5..1.0))).await;
+                    in_vain += 1;
+                    tokio::time::sleep(dry_pause(in_vain)).await;
                     break;
                 }
             }

@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
-use eebt_proto::BridgeLine;
+use eebt_proto::{BridgeLine, OnionReach};
 use ipnet::IpNet;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -46,6 +46,21 @@ pub struct Settings {
     pub allow_egress: Vec<IpNet>,
     /// Addresses that relays of a test network connect from.
     pub allow_ingress: Vec<IpNet>,
+    /// How clients reach them.
+    pub reach: Reach,
+    /// Exit-bridge directories that they register with.
+    pub directories: Vec<OnionReach>,
+}
+
+/// How clients reach an exit bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Reach {
+    /// Circuits are extended to it: it needs an address and an open port.
+    #[default]
+    Circuit,
+    /// As an onion service: from behind any NAT, over more relays.
+    Onion,
 }
 
 /// `bridge.toml`, as `eebt-bridge` reads it.
@@ -56,6 +71,9 @@ pub struct BridgeConfig {
     pid_file: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
     network: Option<PathBuf>,
+    reach: Vec<Reach>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    directories: Vec<String>,
     /// Where it listens.
     pub listen: SocketAddr,
     /// Where clients reach it.
@@ -80,6 +98,8 @@ impl BridgeConfig {
             state_dir: folder.state(),
             pid_file: folder.pid_file(),
             network: settings.network.clone(),
+            reach: vec![settings.reach],
+            directories: settings.directories.iter().map(ToString::to_string).collect(),
             listen: row.listen,
             address: row.address,
             egress_address: row.listen.ip(),
@@ -367,6 +387,8 @@ mod tests {
             policy: "web".into(),
             allow_egress: vec!["127.0.0.0/8".parse().unwrap()],
             allow_ingress: Vec::new(),
+            reach: Reach::Onion,
+            directories: vec![OnionReach { service: [7; 32] }],
         };
         let config = BridgeConfig::new(&row("x", State::Planned), &folder, &settings);
         let text = toml::to_string(&config).unwrap();
@@ -376,6 +398,7 @@ mod tests {
             text.contains("drain = \"10s\"") && text.contains("allow_egress = [\"127.0.0.0/8\"]"),
             "{text}"
         );
+        assert!(text.contains("reach = [\"onion\"]") && text.contains(".onion\"]"), "{text}");
         assert!(!text.contains("network"), "{text}");
     }
 

@@ -8,10 +8,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use eebt_proto::PortSet;
 use eebt_proto::limits::MAX_LIFETIME;
+use eebt_proto::{OnionReach, PortSet};
 use eebt_provisioner::instance::{Instance, Provider, expiry};
-use eebt_provisioner::local::Settings;
+use eebt_provisioner::local::{Reach, Settings};
 use eebt_provisioner::plan::{MAX_COUNT, Request};
 use eebt_provisioner::raise::{self, Failed, ReserveError};
 use eebt_provisioner::{Fleet, machine};
@@ -45,6 +45,13 @@ pub struct Args {
     /// Ports that are let out: web, reduced, tor-default, or a list like 80,443,8000-8100
     #[arg(long, default_value = "web", value_name = "PORTS", value_parser = policy)]
     policy: String,
+    /// How clients reach them: circuit needs an open port, onion works behind any NAT
+    #[arg(long, value_enum, default_value_t)]
+    reach: Reach,
+    /// Onion address of an exit-bridge directory to register them with, so that clients find them (may be
+    /// repeated)
+    #[arg(long = "directory", value_name = "ONION", value_delimiter = ',')]
+    directories: Vec<OnionReach>,
     /// A private Tor network, as a file of Arti's [tor_network] settings
     #[arg(long, value_name = "FILE")]
     network: Option<PathBuf>,
@@ -191,6 +198,8 @@ impl Args {
             policy: self.policy.clone(),
             allow_egress: self.allow_egress.clone(),
             allow_ingress: self.allow_ingress.clone(),
+            reach: self.reach,
+            directories: self.directories.clone(),
         })
     }
 }
