@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use eebt_proto::{ExitPolicy, Host, Refusal, Surroundings, Target};
-use eebt_tor::pump;
+use eebt_tor::{PumpError, pump};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -284,7 +284,7 @@ impl Egress {
         });
         // When the origin takes no more, what it said before that still has to go down.
         let up = async {
-            if up.await.is_err() {
+            if let Err(PumpError::Writer(_)) = up.await {
                 std::future::pending::<()>().await;
             }
         };

@@ -23,7 +23,7 @@ pub use keys::{KeyFolder, KeyFolderError, service_key};
 pub use log::init_log;
 pub use onion::{OnionConnector, OnionError};
 pub use process::{PidFile, raise_file_limit, stop_on_signal};
-pub use pump::pump;
+pub use pump::{PumpError, pump};
 pub use runtime::{TorRuntime, create_runtime};
 pub use service::{OnionService, ServiceError, onion_reach};
 pub use settings::{ConfigError, load_config};

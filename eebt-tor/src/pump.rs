@@ -18,22 +18,40 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
 }
 
+/// Which end of a pump broke. When the reader did, nothing more will come; when the writer did, the
+/// other direction may still have something to say.
+#[derive(Debug)]
+pub enum PumpError {
+    /// It could not be read from.
+    Reader(io::Error),
+    /// It could not be written to.
+    Writer(io::Error),
+}
+
+impl From<PumpError> for io::Error {
+    fn from(error: PumpError) -> Self {
+        match error {
+            PumpError::Reader(error) | PumpError::Writer(error) => error,
+        }
+    }
+}
+
 /// Moves bytes until the reader ends, then ends the writer. `moved` is told of each chunk, and says
 /// how long to wait before it goes out.
 ///
 /// # Errors
-/// The reader's or the writer's.
+/// See [`PumpError`].
 pub async fn pump(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
     moved: impl Fn(usize) -> Duration,
-) -> io::Result<()> {
+) -> Result<(), PumpError> {
     loop {
         // Flush only when nothing more is there to go along: fewer and fuller cells.
         let chunk = match poll_fn(|cx| Poll::Ready(poll_chunk(reader, cx))).await {
             Poll::Ready(chunk) => chunk,
             Poll::Pending => {
-                writer.flush().await?;
+                writer.flush().await.map_err(PumpError::Writer)?;
                 poll_fn(|cx| poll_chunk(reader, cx)).await
             }
         };
@@ -42,12 +60,12 @@ pub async fn pump(
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
-            writer.write_all(&chunk.bytes).await?;
+            writer.write_all(&chunk.bytes).await.map_err(PumpError::Writer)?;
         }
         match chunk.end {
             None => {}
-            Some(Ok(())) => return writer.shutdown().await,
-            Some(Err(error)) => return Err(error),
+            Some(Ok(())) => return writer.shutdown().await.map_err(PumpError::Writer),
+            Some(Err(error)) => return Err(PumpError::Reader(error)),
         }
     }
 }
@@ -123,8 +141,16 @@ mod tests {
     async fn bytes_before_an_error_arrive_and_the_error_is_not_taken_for_an_end() {
         let mut got = io::Cursor::new(Vec::new());
         let error = pump(&mut Breaks(0), &mut got, |_| Duration::ZERO).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(matches!(&error, PumpError::Reader(e) if e.kind() == io::ErrorKind::ConnectionReset));
         assert_eq!(got.into_inner(), b"abcabcabc");
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_breaks_is_told_from_a_reader() {
+        let (mut near, far) = tokio::io::duplex(10);
+        drop(far);
+        let error = pump(&mut &b"hello"[..], &mut near, |_| Duration::ZERO).await.unwrap_err();
+        assert!(matches!(error, PumpError::Writer(_)));
     }
 
     #[tokio::test]

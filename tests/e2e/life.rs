@@ -69,6 +69,18 @@ pub fn cases(suite: &mut Suite) {
         Ok(())
     });
 
+    suite.case("a stream that its program has closed is over at the exit bridge, too", async |lab| {
+        for bridge in [lab.bridge(), lab.bridge().onion()] {
+            let mut bridge = bridge.set("drain", "60s").run().await?;
+            let client = lab.client().via(&bridge).run().await?;
+            // The origin would keep the connection open for another request.
+            ensure!(client.get(&lab.origins.open().url("/")).await?.status == 200);
+            bridge.process.signal(Signal::SIGTERM);
+            bridge.process.exit_code(Duration::from_secs(5)).await?;
+        }
+        Ok(())
+    });
+
     suite.case("SIGTERM lets streams finish and takes no new ones", async |lab| {
         let mut bridge = lab.bridge().set("drain", "60s").run().await?;
         let client = lab.client().via(&bridge).set("optimistic", false).run().await?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use eebt_tor::pump;
+use eebt_tor::{PumpError, pump};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -172,13 +172,14 @@ async fn copy(
         let (mut program_read, mut program_write) = tcp.split();
         let up = async {
             let sent = async {
-                tokio::io::AsyncWriteExt::write_all(&mut tor_write, early_data).await?;
+                let early = tokio::io::AsyncWriteExt::write_all(&mut tor_write, early_data).await;
+                early.map_err(PumpError::Writer)?;
                 pump(&mut program_read, &mut tor_write, |_| Duration::ZERO).await
             };
             // When the other end takes no more, what it said before that still has to come down.
             match sent.await {
-                Ok(()) => Ok(()),
-                Err(_) => std::future::pending().await,
+                Err(PumpError::Writer(_)) => std::future::pending().await,
+                done => Ok(done?),
             }
         };
         let answered = AtomicBool::new(false);
@@ -200,6 +201,7 @@ async fn copy(
         tokio::select! {
             result = up => result,
             result = down => {
+                let result = result.map_err(std::io::Error::from);
                 if let (Err(error), Some((id, circuit))) = (&result, &circuit) {
                     let answered = answered.load(Ordering::Relaxed);
                     connector.note_break(group, *id, circuit, error, answered).await;
