@@ -173,8 +173,9 @@ impl ExitBridge {
         let line = |reach| BridgeLine { reach, ports: config.policy.clone(), expires: Some(expires) };
         let lines: Vec<BridgeLine> = reaches.into_iter().map(line).collect();
         ready(&lines);
-        // Directories know an exit bridge by its egress address: one line of it is enough.
-        let card = lines.into_iter().next().map(|line| Card::new(line, keys, &config));
+        // Directories know an exit bridge by its egress address: they get one line, of the first reach.
+        let first = lines.into_iter().find(|line| config.reach.first() == Some(&ReachKind::of(&line.reach)));
+        let card = first.map(|line| Card::new(line, keys, &config));
         let registering = tokio::spawn({
             let (status, close) = (Arc::clone(&status), close.clone());
             let directories = config.directories.clone();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use eebt_proto::limits::MAX_LIFETIME;
-use eebt_proto::{Country, ExitPolicy, OnionReach, PortSet};
+use eebt_proto::{Country, ExitPolicy, OnionReach, PortSet, Reach};
 use eebt_tor::ConfigError;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
@@ -78,6 +78,16 @@ pub enum ReachKind {
     Circuit,
     /// As an onion service: from behind any NAT.
     Onion,
+}
+
+impl ReachKind {
+    /// Of a bridge line.
+    pub fn of(reach: &Reach) -> Self {
+        match reach {
+            Reach::Circuit(_) => Self::Circuit,
+            Reach::Onion(_) => Self::Onion,
+        }
+    }
 }
 
 impl Default for Config {

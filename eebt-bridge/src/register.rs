@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use eebt_proto::descriptor::to_millis;
 use eebt_proto::directory::{DESCRIPTORS, ErrorBody, Registered, Standing, WITHDRAWALS};
 use eebt_proto::limits::MAX_VALIDITY;
-use eebt_proto::{BridgeDescriptor, BridgeLine, Country, OnionReach, Reach, SignedDocument, Withdrawal};
+use eebt_proto::{BridgeDescriptor, BridgeLine, Country, OnionReach, SignedDocument, Withdrawal};
 use eebt_tor::{HttpError, OnionConnector, OnionHttp};
 use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
@@ -41,11 +41,7 @@ impl Card {
     }
 
     fn sign(&self, message: &[u8]) -> [u8; 64] {
-        let reach = match self.line.reach {
-            Reach::Circuit(_) => ReachKind::Circuit,
-            Reach::Onion(_) => ReachKind::Onion,
-        };
-        self.keys.sign(reach, message)
+        self.keys.sign(ReachKind::of(&self.line.reach), message)
     }
 
     fn descriptor(&self, now: SystemTime) -> SignedDocument {
@@ -162,7 +158,7 @@ async fn register(card: &Card, http: &OnionHttp) -> Result<Registered, RegisterE
 fn said(standing: Standing) -> &'static str {
     match standing {
         Standing::Waiting => "waits for its test",
-        Standing::Serving => "given to clients",
+        Standing::Serving => "passed its test",
         Standing::Unreachable => "could not be reached, or could not reach the directory's echo",
         Standing::EgressIsTorRelay => "its egress address is that of a Tor relay",
         Standing::EgressIsSpecial => "its egress address is private",

@@ -78,15 +78,19 @@ impl<G: Clone + Eq + Hash> Default for Bridges<G> {
 
 impl<G: Clone + Eq + Hash> Bridges<G> {
     /// Takes over a new list from `source`; what is known of those that stay is kept, and so are all
-    /// from another source.
+    /// from another source. What the person was given counts more than what was found.
     pub fn replace(&mut self, source: Source, lines: impl IntoIterator<Item = BridgeLine>) {
         let (old, others) = self.known.drain(..).partition(|k| k.source == source);
         self.known = others;
         let mut old: HashMap<BridgeId, Known> = Vec::into_iter(old).map(|k| (k.id, k)).collect();
         for line in lines {
             let id = BridgeId(*line.reach.identity());
-            if self.known.iter().any(|k| k.id == id) {
-                continue;
+            match self.known.iter().position(|k| k.id == id) {
+                Some(at) if source == Source::Given && self.known[at].source == Source::Found => {
+                    self.known.remove(at);
+                }
+                Some(_) => continue,
+                None => {}
             }
             let known = match old.remove(&id) {
                 Some(known) if known.line == line => known,
@@ -262,6 +266,24 @@ mod tests {
         assert!(bridges.choose(&"a", 443, &[], now) == Some(BridgeId([2; 32])));
         assert!(bridges.choose(&"a", 22, &[], now).is_none());
         assert!(bridges.choose(&"a", 443, &[], later(now, 10)).is_none());
+    }
+
+    #[test]
+    fn a_directory_cannot_take_a_given_line_away() {
+        let mut bridges = Bridges::<&str>::default();
+        let ended = Some(SystemTime::UNIX_EPOCH);
+        bridges.replace(Source::Given, [line(1, "web", None)]);
+        bridges.replace(Source::Found, [line(1, "80", ended), line(2, "web", None)]);
+        let given = |bridges: &Bridges<&str>| {
+            bridges.line(BridgeId([1; 32])).map(|(line, source)| (line.ports.to_string(), source))
+        };
+        assert_eq!(given(&bridges), Some(("80,443".into(), Source::Given)));
+        bridges.replace(Source::Given, []);
+        bridges.replace(Source::Found, [line(1, "80", ended), line(2, "web", None)]);
+        assert_eq!(given(&bridges), Some(("80".into(), Source::Found)));
+        bridges.replace(Source::Given, [line(1, "web", None)]);
+        assert_eq!(given(&bridges), Some(("80,443".into(), Source::Given)));
+        assert_eq!(bridges.alive(Now::read()), 2);
     }
 
     #[test]

@@ -181,15 +181,15 @@ impl Finder {
         }
     }
 
-    /// One question, with a new ticket where the old one is not taken any more.
+    /// One question. A ticket that is not taken any more is forgotten, and the next question makes a new
+    /// one; the pauses between questions see to it that a directory can't have us make one after the
+    /// other.
     async fn ask(&self, http: &OnionHttp) -> Result<HandOut, FindError> {
-        match self.ask_with(http, self.ticket(http).await?).await {
-            Err(FindError::Ticket) => {
-                self.tickets.forget(http.service()).await;
-                self.ask_with(http, self.ticket(http).await?).await
-            }
-            answer => answer,
+        let answer = self.ask_with(http, self.ticket(http).await?).await;
+        if matches!(answer, Err(FindError::Ticket)) {
+            self.tickets.forget(http.service()).await;
         }
+        answer
     }
 
     async fn ask_with(&self, http: &OnionHttp, ticket: Ticket) -> Result<HandOut, FindError> {
@@ -210,7 +210,7 @@ impl Finder {
     async fn ticket(&self, http: &OnionHttp) -> Result<Ticket, FindError> {
         let today = today();
         if let Some(kept) = self.tickets.get(http.service()).await
-            && kept.ticket.is_current(&kept.terms, today + 1)
+            && kept.ticket.is_current(kept.terms.days, today + 1)
         {
             return Ok(kept.ticket);
         }
@@ -222,13 +222,17 @@ impl Finder {
             return Err(FindError::Terms);
         }
         tracing::info!("making a ticket; this takes some seconds, once in {} days", terms.days);
-        let key = rand::random();
+        // Given up when nobody waits for it any more, so that the program can end.
+        let wanted = Arc::new(());
+        let asking = Arc::downgrade(&wanted);
         let proof = {
             let terms = terms.clone();
-            // Goes on when nobody waits any more, but not for ever: the terms are bounded.
-            tokio::task::spawn_blocking(move || Ticket::make(&terms, key, today, || true))
+            tokio::task::spawn_blocking(move || {
+                Ticket::make(&terms, rand::random(), || asking.strong_count() > 0)
+            })
         };
         let ticket = proof.await.ok().and_then(Result::ok).flatten().ok_or(FindError::Terms)?;
+        drop(wanted);
         self.tickets.put(http.service(), Kept { terms, ticket: ticket.clone() }).await;
         Ok(ticket)
     }
@@ -312,7 +316,15 @@ mod tests {
         let file = || TicketFile { path: path.clone(), lock: tokio::sync::Mutex::default() };
         let (one, other) = (OnionReach { service: [1; 32] }, OnionReach { service: [2; 32] });
         let kept = Kept {
-            terms: TicketTerms { audience: [1; 32], memory_kib: 64, passes: 1, bits: 1, days: 30 },
+            terms: TicketTerms {
+                audience: [1; 32],
+                day: 1,
+                seed: [0; 16],
+                memory_kib: 64,
+                passes: 1,
+                bits: 1,
+                days: 30,
+            },
             ticket: Ticket { kind: TicketKind::Argon2id, key: [3; 32], day: 1, nonce: 4 },
         };
         assert!(file().get(&one).await.is_none());

@@ -361,6 +361,10 @@ mod tests {
              \"published\":\"2026-12-01T12:00:00.000Z\",\"expires\":\"2026-12-01T13:00:00.000Z\",\
              \"country\":\"DE\",\"capacity\":256,\"software\":\"eebt-bridge 0.1.0\"}"
         );
+        // Computed by an independent implementation.
+        let signature =
+            "MS4mkF9UaUWwgb9hxvWPBTtz7I6oBHWCKkTtSQDoLlz17+oCE2nhHpkWo/RPi/abgx1zutlZuDkaXVEkRhdiBg";
+        assert_eq!(BASE64_NOPAD.encode(&signed.signature), signature);
         assert_eq!(verify(&signed, now()).unwrap(), descriptor(1));
         let json = serde_json::to_string(&signed).unwrap();
         assert_eq!(serde_json::from_str::<SignedDocument>(&json).unwrap(), signed);
@@ -430,6 +434,10 @@ mod tests {
     fn a_withdrawal_is_no_descriptor_and_the_other_way_round() {
         let withdrawal = Withdrawal { identity: key(1).verifying_key().to_bytes(), published: now() };
         let document = withdrawal.sign(|b| key(1).sign(b).to_bytes());
+        // Computed by an independent implementation.
+        let signature =
+            "y03Kh6iofTa6gPyM5W+1N26D/QJOOyVLtdjf0Sl4CDfEdOFnbLjovSwwcd3NXTW7glURNli2wY4uWlZcJUdmBw";
+        assert_eq!(BASE64_NOPAD.encode(&document.signature), signature);
         assert_eq!(Withdrawal::verify(&document, now()).unwrap(), withdrawal);
         assert_eq!(verify(&document, now()).unwrap_err().code(), "document_malformed");
         // A descriptor has all the fields of a withdrawal, but was signed for another purpose.

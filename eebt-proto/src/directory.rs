@@ -32,7 +32,7 @@ pub const REPORTS: &str = "/v1/reports";
 pub enum Standing {
     /// Not tested yet.
     Waiting,
-    /// Tested, and given to clients.
+    /// It passed its tests. Who is given it is the directory's secret.
     Serving,
     /// It could not be reached, or could not reach the directory's echo.
     Unreachable,

@@ -3,11 +3,12 @@
 //! A ticket is a random key of the client's own making. Which exit bridges it is given follows from it,
 //! so asking again gives the same ones; a new one would give others, and therefore costs something:
 //! memory and time, in a proof of work that is slow to make and quick to check. A ticket is made for one
-//! exit-bridge directory (its onion identity), so that two of them can't tell a client again, and it
-//! lasts for some weeks, so that a hoard of them melts.
+//! exit-bridge directory (its onion identity), so that two of them can't tell a client again. It is made
+//! with the directory's seed of the day and lasts for some weeks, so that nobody can make a hoard ahead,
+//! and one that was made melts.
 //!
-//! The proof: `argon2id(password = key, day, nonce; salt = domain, audience)` (RFC 9106, one lane) begins
-//! with as many zero bits as the directory asks for.
+//! The proof: `argon2id(password = key, nonce; salt = domain, audience, day, seed)` (RFC 9106, one lane)
+//! begins with as many zero bits as the directory asks for.
 
 use std::fmt;
 
@@ -24,8 +25,8 @@ const MAX_MEMORY_KIB: u32 = 64 * 1024;
 /// Most passes over the memory, likewise.
 const MAX_PASSES: u32 = 4;
 
-/// Most zero bits, likewise.
-const MAX_BITS: u8 = 16;
+/// Most memory that is filled on average, over all proofs and passes, in KiB: about a minute's work.
+const MAX_WORK_KIB: u64 = 1 << 26;
 
 /// What an exit-bridge directory asks of a ticket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +34,11 @@ pub struct TicketTerms {
     /// Whom the ticket is for: the onion identity of the directory.
     #[serde(with = "crate::wire::bytes")]
     pub audience: [u8; 32],
+    /// The day that it counts from, in days since 1970-01-01 (UTC): today.
+    pub day: u32,
+    /// What the directory drew for this day.
+    #[serde(with = "crate::wire::bytes")]
+    pub seed: [u8; 16],
     /// Memory, in KiB.
     pub memory_kib: u32,
     /// Passes over the memory.
@@ -51,7 +57,7 @@ pub struct Ticket {
     /// The random key.
     #[serde(with = "crate::wire::bytes")]
     pub key: [u8; 32],
-    /// The day it was made, in days since 1970-01-01 (UTC).
+    /// The day of the terms that it was made for.
     pub day: u32,
     /// What makes the proof come out.
     pub nonce: u64,
@@ -122,7 +128,8 @@ impl TicketTerms {
         if self.passes > MAX_PASSES {
             return Err(TicketError::Terms("passes"));
         }
-        if self.bits > MAX_BITS {
+        let each = u64::from(self.memory_kib) * u64::from(self.passes);
+        if self.bits > 32 || each << self.bits > MAX_WORK_KIB {
             return Err(TicketError::Terms("bits"));
         }
         let params = Params::new(self.memory_kib, self.passes, 1, Some(8));
@@ -143,12 +150,12 @@ impl<'a> Prover<'a> {
     fn new(terms: &'a TicketTerms) -> Result<Self, TicketError> {
         let argon2 = terms.argon2()?;
         let memory = vec![Block::default(); argon2.params().block_count()];
-        Ok(Self { argon2, memory, terms, salt: [DOMAIN, &terms.audience].concat() })
+        let salt = [DOMAIN, &terms.audience, &terms.day.to_be_bytes(), &terms.seed].concat();
+        Ok(Self { argon2, memory, terms, salt })
     }
 
     fn holds(&mut self, ticket: &Ticket) -> Result<bool, TicketError> {
         let mut password = ticket.key.to_vec();
-        password.extend(ticket.day.to_be_bytes());
         password.extend(ticket.nonce.to_be_bytes());
         let mut proof = [0; 8];
         self.argon2
@@ -167,11 +174,10 @@ impl Ticket {
     pub fn make(
         terms: &TicketTerms,
         key: [u8; 32],
-        today: u32,
         mut go_on: impl FnMut() -> bool,
     ) -> Result<Option<Self>, TicketError> {
         let mut prover = Prover::new(terms)?;
-        let mut ticket = Self { kind: TicketKind::Argon2id, key, day: today, nonce: 0 };
+        let mut ticket = Self { kind: TicketKind::Argon2id, key, day: terms.day, nonce: 0 };
         while go_on() {
             if prover.holds(&ticket)? {
                 return Ok(Some(ticket));
@@ -181,17 +187,17 @@ impl Ticket {
         Ok(None)
     }
 
-    /// Is `today` among its days? A day of grace on either side, for clocks.
-    pub fn is_current(&self, terms: &TicketTerms, today: u32) -> bool {
-        self.day <= today.saturating_add(1) && today <= self.day.saturating_add(terms.days)
+    /// Is `today` among the `days` that it lasts?
+    pub fn is_current(&self, days: u32, today: u32) -> bool {
+        self.day <= today && today <= self.day.saturating_add(days)
     }
 
-    /// What it is known by, if its day and its proof are right. Takes as long as one proof.
+    /// What it is known by, if it was made for `terms`, those of its day. Takes as long as one proof.
     ///
     /// # Errors
     /// See [`TicketError`].
-    pub fn verify(&self, terms: &TicketTerms, today: u32) -> Result<TicketId, TicketError> {
-        if !self.is_current(terms, today) {
+    pub fn verify(&self, terms: &TicketTerms) -> Result<TicketId, TicketError> {
+        if self.day != terms.day {
             return Err(TicketError::Day);
         }
         if !Prover::new(terms)?.holds(self)? {
@@ -213,47 +219,50 @@ mod tests {
     use super::*;
 
     fn terms() -> TicketTerms {
-        TicketTerms { audience: [9; 32], memory_kib: 64, passes: 1, bits: 4, days: 30 }
+        TicketTerms {
+            audience: [9; 32],
+            day: 20_000,
+            seed: [8; 16],
+            memory_kib: 64,
+            passes: 1,
+            bits: 4,
+            days: 30,
+        }
     }
 
     fn ticket() -> Ticket {
-        Ticket::make(&terms(), [1; 32], 20_000, || true).unwrap().unwrap()
+        Ticket::make(&terms(), [1; 32], || true).unwrap().unwrap()
     }
 
     #[test]
     fn a_ticket_is_good_for_its_directory_and_its_days() {
         let ticket = ticket();
-        assert_eq!(ticket.verify(&terms(), 20_000), Ok(ticket.id()));
-        assert!(ticket.verify(&terms(), 19_999).is_ok() && ticket.verify(&terms(), 20_030).is_ok());
-        assert_eq!(ticket.verify(&terms(), 20_031), Err(TicketError::Day));
-        assert_eq!(ticket.verify(&terms(), 19_998), Err(TicketError::Day));
-        // One of 16 would hold by chance: ask for a day, a key and an audience.
-        let others = [
-            Ticket { day: 20_001, ..ticket.clone() },
-            Ticket { key: [2; 32], ..ticket.clone() },
-            Ticket { nonce: ticket.nonce + 1, ..ticket.clone() },
+        assert_eq!(ticket.verify(&terms()), Ok(ticket.id()));
+        assert!(ticket.is_current(30, 20_000) && ticket.is_current(30, 20_030));
+        assert!(!ticket.is_current(30, 19_999) && !ticket.is_current(30, 20_031));
+        let tomorrow = TicketTerms { day: 20_001, ..terms() };
+        assert_eq!(ticket.verify(&tomorrow), Err(TicketError::Day));
+        // One of 16 holds by chance.
+        let refused = [
+            Ticket { key: [2; 32], ..ticket.clone() }.verify(&terms()),
+            Ticket { nonce: ticket.nonce + 1, ..ticket.clone() }.verify(&terms()),
+            ticket.verify(&TicketTerms { audience: [8; 32], ..terms() }),
+            ticket.verify(&TicketTerms { seed: [9; 16], ..terms() }),
+            Ticket { day: 20_001, ..ticket.clone() }.verify(&tomorrow),
         ];
-        let elsewhere = TicketTerms { audience: [8; 32], ..terms() };
-        let refused = others.iter().filter(|t| t.verify(&terms(), 20_000).is_err()).count()
-            + usize::from(ticket.verify(&elsewhere, 20_000).is_err());
-        assert!(refused >= 3, "{refused} of 4");
+        let refused = refused.iter().filter(|result| **result == Err(TicketError::Proof)).count();
+        assert!(refused >= 4, "{refused} of 5");
     }
 
     #[test]
     fn the_golden_ticket_comes_out() {
         // The vector of docs/protocol.md.
         let json = serde_json::to_string(&ticket()).unwrap();
-        let expected = format!(
-            "{{\"kind\":\"argon2id\",\"key\":\"{}\",\"day\":20000,\"nonce\":{}}}",
-            "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE",
-            ticket().nonce
-        );
-        assert_eq!(json, expected);
-        assert_eq!(ticket().nonce, GOLDEN_NONCE);
+        let key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
+        assert_eq!(json, format!("{{\"kind\":\"argon2id\",\"key\":\"{key}\",\"day\":20000,\"nonce\":18}}"));
+        let name = "4ed9a6a27bc45ac635659de33af6d5d481f3d4ab0a1826c9df977cf101a38a4c";
+        assert_eq!(data_encoding::HEXLOWER.encode(&ticket().id().0), name);
     }
-
-    /// Of the vector in docs/protocol.md.
-    const GOLDEN_NONCE: u64 = 21;
 
     #[test]
     fn a_directory_cannot_ask_for_too_much() {
@@ -261,9 +270,10 @@ mod tests {
             TicketTerms { memory_kib: 1 << 30, ..terms() },
             TicketTerms { passes: 1000, ..terms() },
             TicketTerms { bits: 60, ..terms() },
+            TicketTerms { memory_kib: 65_536, passes: 4, bits: 10, ..terms() },
             TicketTerms { memory_kib: 0, ..terms() },
         ] {
-            let made = Ticket::make(&terms, [1; 32], 1, || true);
+            let made = Ticket::make(&terms, [1; 32], || true);
             assert!(matches!(made, Err(TicketError::Terms(_))), "{terms:?}");
         }
     }
@@ -272,7 +282,7 @@ mod tests {
     fn making_one_can_be_given_up() {
         let hard = TicketTerms { bits: 16, ..terms() };
         let mut left = 3;
-        let made = Ticket::make(&hard, [1; 32], 1, || {
+        let made = Ticket::make(&hard, [1; 32], || {
             left -= 1;
             left > 0
         });

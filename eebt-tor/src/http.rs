@@ -67,7 +67,9 @@ impl Reply {
     /// # Errors
     /// [`HttpError::Answer`].
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, HttpError> {
-        serde_json::from_slice(&self.body).map_err(|e| HttpError::Answer(e.to_string()))
+        // Where, not what: the text of the error would quote a stranger's words, or a bridge line.
+        let place = |e: serde_json::Error| format!("not the expected JSON, column {}", e.column());
+        serde_json::from_slice(&self.body).map_err(|e| HttpError::Answer(place(e)))
     }
 }
 

@@ -256,7 +256,7 @@ async fn withdraw(
 }
 
 async fn terms(State(api): State<Arc<Api>>) -> Response {
-    json(api.door.terms())
+    json(&api.door.terms(SystemTime::now()))
 }
 
 async fn hand_out(State(api): State<Arc<Api>>, Json(ask): Json<Ask>) -> Result<Response, ApiError> {
@@ -293,12 +293,13 @@ async fn report(State(api): State<Arc<Api>>, Json(report): Json<Report>) -> Resu
 }
 
 /// Who is given an exit bridge: it follows from its identity and the secret, so that nobody can choose.
+/// The reserve is counted from one end and the private ones from the other: when the reserve is lowered,
+/// those that leave it become open, and nothing else moves.
 pub fn partition(secret: &[u8; 32], identity: &[u8; 32], config: &HandOutConfig) -> Partition {
     let percent = keyed(secret, b"partition", identity, 0) % 100;
-    let reserve = u64::from(config.reserve);
-    if percent < reserve {
+    if percent < u64::from(config.reserve) {
         Partition::Reserve
-    } else if percent < reserve + u64::from(config.private) {
+    } else if percent + u64::from(config.private) >= 100 {
         Partition::Private
     } else {
         Partition::Open
@@ -324,5 +325,17 @@ mod tests {
         let [open, reserve, private] = count(1);
         assert!((6800..7200).contains(&open) && (900..1100).contains(&reserve), "{open} {reserve} {private}");
         assert_ne!(count(1), count(2), "another secret, other partitions");
+    }
+
+    #[test]
+    fn lowering_the_reserve_opens_no_private_pool() {
+        let before = HandOutConfig { reserve: 10, private: 20, ..HandOutConfig::default() };
+        let after = HandOutConfig { reserve: 0, ..before.clone() };
+        for n in 0..255 {
+            match (partition(&[1; 32], &[n; 32], &before), partition(&[1; 32], &[n; 32], &after)) {
+                (Partition::Reserve, now) => assert_eq!(now, Partition::Open),
+                (then, now) => assert_eq!(now, then),
+            }
+        }
     }
 }

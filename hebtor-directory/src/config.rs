@@ -224,6 +224,9 @@ impl Config {
         if !self.onion && self.listen.is_none() {
             return bad("listen", "must be set where onion is false, or nobody can come");
         }
+        if !self.onion && self.address.is_none() {
+            return bad("address", "must be set where onion is false: tickets are made for it");
+        }
         if self.onion && self.address.is_some() {
             return bad("address", "is for replicas (onion = false); this process has an address of its own");
         }
@@ -260,10 +263,10 @@ impl Config {
         terms.check().map_err(|e| ConfigError::field("tickets", e.to_string()))
     }
 
-    /// What a ticket for the directory `audience` costs.
+    /// What a ticket for the directory `audience` costs, but for day and seed.
     pub fn terms(&self, audience: [u8; 32]) -> TicketTerms {
         let Tickets { memory_kib, passes, bits, days } = self.tickets;
-        TicketTerms { audience, memory_kib, passes, bits, days }
+        TicketTerms { audience, day: 0, seed: [0; 16], memory_kib, passes, bits, days }
     }
 
     /// Where exit bridges reach the echo.

@@ -151,7 +151,7 @@ impl Directory {
         let router = api::router(Arc::new(Api {
             store: Arc::clone(&store),
             index,
-            door: Door::new(config.terms(address.as_ref().map_or([0; 32], |reach| reach.service))),
+            door: Door::new(config.terms(address.as_ref().map_or([0; 32], |reach| reach.service)), secret),
             secret,
             hand_out: config.hand_out.clone(),
             max_registered: config.max_registered,

@@ -12,6 +12,8 @@ use eebt_proto::ticket::TicketKind;
 use eebt_proto::{Ticket, TicketError, TicketId, TicketTerms};
 use tokio::sync::Semaphore;
 
+use crate::ring::keyed;
+
 /// Proofs that are checked at once. Each costs milliseconds of a core and the memory of the terms.
 const CHECKS_AT_ONCE: usize = 2;
 
@@ -32,7 +34,9 @@ const REPORTS: Rate = Rate { burst: 6, every: Duration::from_secs(120) };
 
 /// Lets tickets in.
 pub struct Door {
+    /// Of no day in particular.
     terms: TicketTerms,
+    secret: [u8; 32],
     guests: Mutex<Guests>,
     queue: Semaphore,
     checks: Semaphore,
@@ -125,19 +129,28 @@ impl Guests {
 }
 
 impl Door {
-    /// With these terms.
-    pub fn new(terms: TicketTerms) -> Self {
+    /// With these terms, less day and seed, which follow from the secret that replicas share.
+    pub fn new(terms: TicketTerms, secret: [u8; 32]) -> Self {
         Self {
             terms,
+            secret,
             guests: Mutex::default(),
             queue: Semaphore::new(CHECKS_AT_ONCE + CHECKS_WAITING),
             checks: Semaphore::new(CHECKS_AT_ONCE),
         }
     }
 
-    /// What a ticket costs here.
-    pub fn terms(&self) -> &TicketTerms {
-        &self.terms
+    /// What a ticket costs here that is made now.
+    pub fn terms(&self, now: SystemTime) -> TicketTerms {
+        self.terms_of(day(now))
+    }
+
+    fn terms_of(&self, day: u32) -> TicketTerms {
+        let mut seed = [0; 16];
+        for (half, n) in seed.chunks_mut(8).zip(0..) {
+            half.copy_from_slice(&keyed(&self.secret, b"ticket seed", &[n; 32], day).to_be_bytes());
+        }
+        TicketTerms { day, seed, ..self.terms.clone() }
     }
 
     /// Lets a ticket in. A new one has its proof checked, which takes a while.
@@ -151,9 +164,8 @@ impl Door {
     }
 
     async fn admit_proof(&self, ticket: &Ticket, now: SystemTime) -> Result<TicketId, AdmitError> {
-        let today = day(now);
         let id = ticket.id();
-        if !ticket.is_current(&self.terms, today) {
+        if !ticket.is_current(self.terms.days, day(now)) {
             return Err(TicketError::Day.into());
         }
         if self.guests().known(&id) {
@@ -161,8 +173,8 @@ impl Door {
         }
         let _place = self.queue.try_acquire().map_err(|_| AdmitError::Busy)?;
         let _turn = self.checks.acquire().await.map_err(|_| AdmitError::Busy)?;
-        let (ticket, terms) = (ticket.clone(), self.terms.clone());
-        let checked = tokio::task::spawn_blocking(move || ticket.verify(&terms, today)).await;
+        let (ticket, terms) = (ticket.clone(), self.terms_of(ticket.day));
+        let checked = tokio::task::spawn_blocking(move || ticket.verify(&terms)).await;
         let id = checked.map_err(|_| AdmitError::Busy)??;
         self.guests().guest(id);
         Ok(id)
@@ -213,11 +225,20 @@ mod tests {
     use super::*;
 
     fn door() -> Door {
-        Door::new(TicketTerms { audience: [1; 32], memory_kib: 64, passes: 1, bits: 3, days: 30 })
+        let terms = TicketTerms {
+            audience: [1; 32],
+            day: 0,
+            seed: [0; 16],
+            memory_kib: 64,
+            passes: 1,
+            bits: 3,
+            days: 30,
+        };
+        Door::new(terms, [5; 32])
     }
 
     fn ticket(door: &Door, n: u8, now: SystemTime) -> Ticket {
-        Ticket::make(door.terms(), [n; 32], day(now), || true).unwrap().unwrap()
+        Ticket::make(&door.terms(now), [n; 32], || true).unwrap().unwrap()
     }
 
     #[tokio::test]
@@ -236,6 +257,11 @@ mod tests {
             }
         }
         assert!(refused > 5);
+        let tomorrow = now + Duration::from_secs(86_400);
+        assert_ne!(door.terms(tomorrow).seed, door.terms(now).seed);
+        door.admit(&good, tomorrow).await.unwrap();
+        let ahead = ticket(&door, 1, tomorrow);
+        assert!(matches!(door.admit(&ahead, now).await, Err(AdmitError::Ticket(TicketError::Day))));
         let later = now + Duration::from_secs(40 * 86_400);
         assert!(matches!(door.admit(&good, later).await, Err(AdmitError::Ticket(TicketError::Day))));
     }

@@ -66,7 +66,8 @@ pub fn cases(suite: &mut Suite) {
         let page = client.get(&lab.origins.open().url("/peer")).await?;
         ensure!(page.text.trim() == bridge.ip.to_string(), "{page:?}");
         bridge.process.signal(Signal::SIGTERM);
-        bridge.process.exit_code(Duration::from_secs(60)).await?;
+        // Nothing to drain: only the good-bye takes time.
+        bridge.process.exit_code(Duration::from_secs(15)).await?;
         ensure!(!directory.hands_out(&bridge.line).await?, "it is handed out after its withdrawal");
         Ok(())
     });
@@ -219,4 +220,31 @@ pub fn cases(suite: &mut Suite) {
             Ok(())
         },
     );
+
+    suite.case("two replicas on one PostgreSQL give a client the same answer", async |lab| {
+        let postgres = testnet::Postgres::start()?;
+        let store = postgres.database()?;
+        let service = lab.directory().set("store", store.clone()).run().await?;
+        let replica = lab.directory().set("store", store).replica_of(&service).run().await?;
+        let mut bridges = Vec::new();
+        for _ in 0..4 {
+            bridges.push(lab.bridge().registers_with(&service).run().await?);
+        }
+        for bridge in &bridges {
+            service.until_handed_out(&bridge.line, true, SOON).await?;
+        }
+        // What one replica has written the other follows within a second.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let mut given = std::collections::HashSet::new();
+        for _ in 0..10 {
+            let ticket = service.ticket().await?;
+            let one = service.ask(&ticket, Wishes::default()).await?.exit_bridges;
+            let other = replica.ask(&ticket, Wishes::default()).await?.exit_bridges;
+            ensure!(one == other, "not the same");
+            ensure!(one.len() == 3, "{} exit bridges of 4", one.len());
+            given.extend(one.iter().map(|given| given.bridge_line.to_string()));
+        }
+        ensure!(given.len() == 4, "{} of 4 were given to anybody", given.len());
+        Ok(())
+    });
 }

@@ -94,7 +94,8 @@ impl Args {
             addresses: self.address.clone(),
             listen_ip: self.listen_ip,
             port: self.port,
-            private_network: self.network.is_some(),
+            // An onion exit bridge needs no address that others reach.
+            private_network: self.network.is_some() || self.reach == Reach::Onion,
         };
         let (start, now) = (Instant::now(), SystemTime::now());
         let expires = expiry(now, self.lifetime);
