@@ -246,10 +246,10 @@ mod tests {
         let hex = |text: &str| {
             <[u8; 32]>::try_from(data_encoding::HEXLOWER.decode(text.as_bytes()).unwrap()).unwrap()
         };
-        let ticket = hex("5242215936dd4f21139134d498f879d12c906ee348be256fe96bfd6b89103592");
+        let ticket = hex("4ed9a6a27bc45ac635659de33af6d5d481f3d4ab0a1826c9df977cf101a38a4c");
         let exit_bridge = hex("8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c");
         let keyed = |what: &str, id, point| keyed(&[7; 32], what.as_bytes(), id, point);
-        assert_eq!(keyed("ticket", &ticket, 0), 0xf456_eff3_c1f4_456b);
+        assert_eq!(keyed("ticket", &ticket, 0), 0xedbf_47c1_bb23_091b);
         assert_eq!(keyed("exit bridge", &exit_bridge, 0), 0xa071_1460_c4b4_1098);
         assert_eq!(keyed("exit bridge", &exit_bridge, 15), 0xf55e_b092_b909_d888);
         assert_eq!(keyed("partition", &exit_bridge, 0), 0xce20_66fa_81d0_7bcd);
