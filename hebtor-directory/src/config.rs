@@ -5,13 +5,14 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use eebt_proto::{OnionReach, TicketTerms};
 use eebt_tor::ConfigError;
 use ipnet::IpNet;
 use serde::Deserialize;
+
+use crate::store::postgres::{PostgresUrl, PostgresUrlError};
 
 /// The configuration of an exit-bridge directory. Every field but `echo.address` has a default that works.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -114,33 +115,37 @@ pub struct Tickets {
 
 /// Where the store is: `sqlite:FILE`, or `postgresql://...`. `Debug` hides what may be a password.
 #[derive(Clone, PartialEq, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(from = "String")]
 pub enum StoreUrl {
     /// A SQLite file.
     Sqlite(PathBuf),
+    /// A PostgreSQL database.
+    Postgres(Box<PostgresUrl>),
+    /// Neither. [`Config::check`] refuses it, and not whatever reads the file: that quotes the line.
+    Wrong(StoreUrlError),
 }
 
-/// A text that names no store.
-#[derive(Debug, thiserror::Error)]
-#[error("expected sqlite:FILE")]
-pub struct StoreUrlError;
+/// Why a text names no store. Nothing of the text is in it.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum StoreUrlError {
+    /// Of no kind that there is.
+    #[error("expected sqlite:FILE or postgresql://USER@HOST/DATABASE")]
+    Form,
+    /// Of no use with PostgreSQL.
+    #[error(transparent)]
+    Postgres(#[from] PostgresUrlError),
+}
 
-impl FromStr for StoreUrl {
-    type Err = StoreUrlError;
-
-    fn from_str(text: &str) -> Result<Self, StoreUrlError> {
+impl From<String> for StoreUrl {
+    fn from(text: String) -> Self {
         match text.split_once(':') {
-            Some(("sqlite", file)) if !file.is_empty() => Ok(Self::Sqlite(file.into())),
-            _ => Err(StoreUrlError),
+            Some(("sqlite", file)) if !file.is_empty() => Self::Sqlite(file.into()),
+            Some(("postgresql" | "postgres", rest)) if rest.starts_with("//") => match text.parse() {
+                Ok(url) => Self::Postgres(Box::new(url)),
+                Err(error) => Self::Wrong(StoreUrlError::Postgres(error)),
+            },
+            _ => Self::Wrong(StoreUrlError::Form),
         }
-    }
-}
-
-impl TryFrom<String> for StoreUrl {
-    type Error = StoreUrlError;
-
-    fn try_from(text: String) -> Result<Self, StoreUrlError> {
-        text.parse()
     }
 }
 
@@ -148,6 +153,8 @@ impl fmt::Debug for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(url) => url.fmt(f),
+            Self::Wrong(error) => error.fmt(f),
         }
     }
 }
@@ -214,6 +221,9 @@ impl Config {
     /// [`ConfigError::Field`].
     pub fn check(&self) -> Result<(), ConfigError> {
         let bad = |field, problem: &str| Err(ConfigError::field(field, problem));
+        if let StoreUrl::Wrong(error) = &self.store {
+            return bad("store", &error.to_string());
+        }
         let remote = |addr: &Option<SocketAddr>| addr.is_some_and(|a| !a.ip().is_loopback());
         if remote(&self.listen) {
             return bad("listen", "must be a loopback address: clients come over the onion service");
@@ -315,7 +325,9 @@ mod tests {
     fn errors_name_the_field() {
         for (text, named) in [
             ("colour = 1", "colour"),
-            ("store = \"mysql:x\"", "store"),
+            ("store = \"mysql:x\"", "store: expected sqlite:FILE or postgresql://"),
+            ("store = \"sqlite:\"", "store: expected"),
+            ("store = \"postgresql:x\"", "store: expected"),
             ("listen = \"0.0.0.0:80\"", "listen"),
             ("status = \"192.0.2.1:80\"", "status"),
             ("onion = false", "listen"),
@@ -331,6 +343,55 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(named), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn postgresql_is_spoken_to_on_this_machine_only() {
+        for here in [
+            "postgresql:///hebtor",
+            "postgres:///hebtor?host=/run/postgresql&user=hebtor",
+            "postgresql://hebtor:secret@localhost/hebtor",
+            "postgresql://hebtor:secret@127.0.0.1:6432/hebtor",
+            "postgresql://hebtor:secret@[::1]/hebtor",
+            "postgresql://hebtor@%2Frun%2Fpostgresql/hebtor?sslmode=disable",
+        ] {
+            let config = parse(&format!("store = {here:?}")).unwrap();
+            assert!(matches!(config.store, StoreUrl::Postgres(_)), "{here}");
+        }
+        for elsewhere in [
+            "postgresql://hebtor:secret@192.0.2.1/hebtor",
+            "postgresql://hebtor:secret@db.example.com/hebtor?sslmode=disable",
+            "postgresql://hebtor:secret@localhost.example.com/hebtor",
+            "postgresql://hebtor:secret@127.0.0.1,192.0.2.1/hebtor",
+            "postgresql://hebtor:secret@127.0.0.1/hebtor?hostaddr=192.0.2.1",
+            "postgresql://hebtor:secret@localhost/hebtor?host=192.0.2.1",
+            "postgresql:///hebtor?hostaddr=192.0.2.1",
+            "postgresql://hebtor:secret@0.0.0.0/hebtor",
+            "postgresql://hebtor:secret@localhost/hebtor?sslmode=require",
+        ] {
+            let error = parse(&format!("store = {elsewhere:?}")).unwrap_err();
+            assert!(error.starts_with("store: ") && error.contains("TLS"), "{elsewhere}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_shown_nowhere() {
+        let good = parse("store = \"postgresql://name:secret@localhost/base\"").unwrap();
+        for hidden in ["name", "secret", "base"] {
+            assert!(!format!("{good:?}").replace("keys", "").contains(hidden), "{good:?}");
+        }
+        for wrong in [
+            "postgresql://name:secret@192.0.2.1/base",
+            "postgresql://name@localhost/base?secret=secret",
+            "postgresql://name:p@secret@localhost/base",
+            "postgresql://name:p@localhost:secret/base",
+            "postgres:name:secret@localhost/base",
+            "postgresql//name:secret@localhost/base",
+            "mysql://name:secret@localhost/base",
+        ] {
+            let error = parse(&format!("store = {wrong:?}")).unwrap_err();
+            assert!(error.starts_with("store: ") && !error.contains("secret"), "{wrong}: {error}");
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::echo::Echo;
 use crate::index::{Index, causes};
 use crate::metrics::{self, Metrics};
 use crate::serve;
+use crate::store::postgres::Postgres;
 use crate::store::sqlite::Sqlite;
 use crate::store::{Cursor, Store, StoreError};
 use crate::tester::Tester;
@@ -77,6 +78,10 @@ fn tor_error(error: impl std::error::Error + Send + Sync + 'static) -> RunError 
 pub async fn open_store(url: &StoreUrl) -> Result<Arc<dyn Store>, StoreError> {
     match url {
         StoreUrl::Sqlite(path) => Ok(Arc::new(Sqlite::open(path)?)),
+        StoreUrl::Postgres(url) => Ok(Arc::new(Postgres::open(url).await?)),
+        StoreUrl::Wrong(error) => {
+            Err(StoreError { doing: "cannot open the database", source: error.clone().into() })
+        }
     }
 }
 

@@ -162,6 +162,10 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         _ => error.downcast_ref::<ConfigError>(),
     };
     match config {
+        Some(ConfigError::Field { field: "store", .. }) => Some(
+            "sqlite:FILE needs nothing; PostgreSQL is reached over a unix socket (postgresql:///DATABASE), \
+             or over a tunnel that ends on loopback",
+        ),
         Some(ConfigError::Parse { .. } | ConfigError::Field { .. }) => {
             Some("deploy/hebtor-directory.example.toml documents every key")
         }

@@ -2,7 +2,7 @@
 //!
 //! [`TestNet`] starts authorities, relays and one plain Tor client, each on its own 127.x address, and
 //! writes a network file for Arti programs. [`Origins`] are the web sites that such a network visits.
-//! [`delay_link`] makes any TCP link as long as an ocean is wide.
+//! [`delay_link`] makes any TCP link as long as an ocean is wide. [`Postgres`] is a database server.
 //!
 //! ```no_run
 //! # async fn doc() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,6 +26,7 @@ mod keys;
 mod lock;
 mod network;
 pub mod origins;
+pub mod postgres;
 mod process;
 mod slice;
 mod state;
@@ -35,5 +36,6 @@ pub use delay::{DelayLink, delay_link};
 pub use error::TestNetError;
 pub use network::{TestNet, TestNetBuilder, UnlistedRelay};
 pub use origins::{Hit, Origin, Origins, OriginsConfig, OriginsError, Ports};
+pub use postgres::Postgres;
 pub use state::{OriginState, State};
 pub use torrc::{RelayInfo, Role, Scheduler};

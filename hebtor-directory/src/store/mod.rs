@@ -3,6 +3,9 @@
 //! Nothing of clients is in it: no ticket, no address, no count. Of exit bridges there is what they
 //! signed and what tests found out, their egress addresses included; those leave it for nowhere.
 
+#[cfg(test)]
+mod conformance;
+pub mod postgres;
 mod sql;
 pub mod sqlite;
 
@@ -168,7 +171,8 @@ pub trait Store: Send + Sync {
     /// Has an exit bridge tested at `now`, if its last test began before `before`.
     async fn hurry(&self, identity: &Identity, before: SystemTime, now: SystemTime) -> Result<()>;
 
-    /// Keeps the result of a test.
+    /// Keeps the result of a test of one that was claimed. If its line has changed since, it is tested again
+    /// at once, whatever the result says.
     async fn note(&self, identity: &Identity, test: &Test, now: SystemTime) -> Result<Noted>;
 
     /// Up to `limit` records that changed after `cursor`, in order, each with the cursor behind it.
@@ -180,7 +184,8 @@ pub trait Store: Send + Sync {
     /// How many exit bridges are registered: valid at `now` and not withdrawn.
     async fn count(&self, now: SystemTime) -> Result<u64>;
 
-    /// Makes a pool, or changes its size.
+    /// Makes a pool, or changes its size. One that shrinks keeps the exit bridges that it has: they were
+    /// given to people. It gets no more before there is room.
     async fn set_pool(&self, name: &str, size: u32) -> Result<()>;
 
     /// Ends a pool; its exit bridges are free for others. Was it there?
@@ -189,7 +194,8 @@ pub trait Store: Send + Sync {
     /// All pools, by name.
     async fn pools(&self, now: SystemTime) -> Result<Vec<Pool>>;
 
-    /// Fills up a pool from the private exit bridges that are in none.
+    /// Fills up a pool, where there is such a one, from the private exit bridges that work and are in none.
+    /// Those in it that do not work now are not counted, and stay.
     async fn fill_pool(&self, name: &str, now: SystemTime) -> Result<()>;
 
     /// The bridge lines in a pool that work at `now`.

@@ -10,14 +10,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use eebt_proto::BridgeLine;
 use eebt_proto::directory::{Speed, Standing};
 
-use super::{Partition, Put, Record, Test, Withdrawn};
+use super::{Noted, Partition, Put, Record, Test, Withdrawn};
 
 /// Version of the tables. A database of another one is not touched.
 pub const VERSION: i64 = 1;
 
-/// Makes the tables. `BLOB` is `BYTEA` in PostgreSQL.
+/// Makes the tables, in a transaction, where there is no table `version`. In PostgreSQL `BLOB` is `BYTEA`,
+/// and texts are compared byte by byte, as in SQLite, whatever the language of the database.
+///
+/// `pool` is meant while `part` is 'private', `egress` while `live_until` lasts. `tested` is when the last
+/// test of this line began, 0 for never.
 pub const TABLES: &str = "
-CREATE TABLE IF NOT EXISTS bridges (
+CREATE TABLE bridges (
     identity BLOB PRIMARY KEY,
     line TEXT NOT NULL,
     published BIGINT NOT NULL,
@@ -39,18 +43,26 @@ CREATE TABLE IF NOT EXISTS bridges (
     next_test BIGINT NOT NULL,
     changed BIGINT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS bridges_next_test ON bridges (next_test);
-CREATE INDEX IF NOT EXISTS bridges_changed ON bridges (changed, identity);
-CREATE INDEX IF NOT EXISTS bridges_published ON bridges (published);
-CREATE INDEX IF NOT EXISTS bridges_pool ON bridges (part, pool);
-CREATE UNIQUE INDEX IF NOT EXISTS bridges_egress ON bridges (egress) WHERE egress IS NOT NULL;
-CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS pools (name TEXT PRIMARY KEY, size BIGINT NOT NULL);
-CREATE TABLE IF NOT EXISTS version (only_row BIGINT PRIMARY KEY, version BIGINT NOT NULL);
+CREATE INDEX bridges_next_test ON bridges (next_test);
+CREATE INDEX bridges_changed ON bridges (changed, identity);
+CREATE INDEX bridges_published ON bridges (published);
+CREATE INDEX bridges_pool ON bridges (part, pool);
+CREATE UNIQUE INDEX bridges_egress ON bridges (egress) WHERE egress IS NOT NULL;
+CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE pools (name TEXT PRIMARY KEY, size BIGINT NOT NULL);
+CREATE TABLE version (only_row BIGINT PRIMARY KEY, version BIGINT NOT NULL);
 ";
 
-pub const SET_VERSION: &str = "INSERT INTO version VALUES (1, $1) ON CONFLICT DO NOTHING";
+pub const SET_VERSION: &str = "INSERT INTO version VALUES (1, $1)";
 pub const GET_VERSION: &str = "SELECT version FROM version";
+
+/// Refuses a database that another version of this program made.
+pub fn check_version(found: i64) -> Result<(), String> {
+    match found {
+        VERSION => Ok(()),
+        _ => Err(format!("it is of version {found}, this program of {VERSION}")),
+    }
+}
 
 pub const SET_SECRET: &str = "INSERT INTO secrets VALUES ('ring', $1) ON CONFLICT DO NOTHING";
 pub const GET_SECRET: &str = "SELECT value FROM secrets WHERE name = 'ring'";
@@ -65,6 +77,8 @@ ON CONFLICT (identity) DO UPDATE SET
     software = excluded.software, part = excluded.part, withdrawn = 0, changed = excluded.changed,
     next_test = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0
         THEN excluded.next_test ELSE bridges.next_test END,
+    tested = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0
+        THEN 0 ELSE bridges.tested END,
     failures = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0
         THEN 0 ELSE bridges.failures END
 WHERE bridges.published < excluded.published
@@ -77,11 +91,12 @@ UPDATE bridges SET withdrawn = 1, published = $2, live_until = 0, egress = NULL,
 WHERE identity = $1 AND published < $2";
 pub const IS_KNOWN: &str = "SELECT COUNT(*) FROM bridges WHERE identity = $1";
 
-/// limit, now, until.
+/// limit, now, until. Materialized, or PostgreSQL may look more than once and take more than the limit.
 pub const CLAIM_DUE: &str = "
-UPDATE bridges SET next_test = $3, tested = $2 WHERE identity IN (
+WITH due AS MATERIALIZED (
     SELECT identity FROM bridges WHERE next_test <= $2 AND withdrawn = 0 AND expires > $2
     ORDER BY next_test LIMIT $1 {SKIP_LOCKED})
+UPDATE bridges SET next_test = $3, tested = $2 WHERE identity IN (SELECT identity FROM due)
 RETURNING {RECORD}";
 
 /// identity, before, now.
@@ -94,11 +109,14 @@ pub const FREE_EGRESS: &str = "
 UPDATE bridges SET egress = NULL, live_until = 0, changed = $3
 WHERE egress = $1 AND identity <> $2 AND (live_until <= $3 OR expires <= $3)";
 
-/// identity, standing, live_until, egress, country, latency, speed, failures, next_test, now.
+/// identity, standing, live_until, egress, country, latency, speed, failures, next_test, now. A line that
+/// is newer than the test stays due. No row: somebody else has the address, or the exit bridge is gone.
 pub const NOTE: &str = "
 UPDATE bridges SET standing = $2, live_until = $3, egress = $4, country = $5, latency = $6, speed = $7,
-    failures = $8, next_test = $9, changed = $10
-WHERE identity = $1 AND withdrawn = 0";
+    failures = $8, next_test = CASE WHEN tested = 0 THEN next_test ELSE $9 END, changed = $10
+WHERE identity = $1 AND withdrawn = 0 AND NOT EXISTS (
+    SELECT 1 FROM bridges AS other WHERE other.egress = $4 AND other.identity <> $1)";
+pub const IS_HERE: &str = "SELECT COUNT(*) FROM bridges WHERE identity = $1 AND withdrawn = 0";
 
 /// at, identity, limit.
 pub const CHANGES: &str = "
@@ -121,10 +139,10 @@ SELECT name, size, (SELECT COUNT(*) FROM bridges
 pub const FILL_POOL: &str = "
 UPDATE bridges SET pool = $1 WHERE identity IN (
     SELECT identity FROM bridges WHERE part = 'private' AND pool IS NULL AND live_until > $2 AND expires > $2
-    ORDER BY identity LIMIT (SELECT CASE WHEN size > filled THEN size - filled ELSE 0 END FROM (
+    ORDER BY identity LIMIT COALESCE((SELECT CASE WHEN size > filled THEN size - filled ELSE 0 END FROM (
         SELECT size, (SELECT COUNT(*) FROM bridges
             WHERE part = 'private' AND pool = $1 AND live_until > $2 AND expires > $2) AS filled
-        FROM pools WHERE name = $1) AS pool))";
+        FROM pools WHERE name = $1) AS found), 0))";
 
 /// name, now.
 pub const POOL_LINES: &str = "
@@ -245,6 +263,14 @@ pub fn put(standing: Option<&str>) -> Result<Put, Unreadable> {
     match standing {
         None => Ok(Put::Replayed),
         Some(name) => from_name(name).map(Put::Kept).ok_or(Unreadable("standing")),
+    }
+}
+
+/// What became of a test's result that changed no row, by what [`IS_HERE`] counted.
+pub fn not_noted(here: i64) -> Noted {
+    match here {
+        0 => Noted::Gone,
+        _ => Noted::EgressShared,
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use eebt_proto::limits::MAX_VALIDITY;
 use eebt_proto::{BridgeDescriptor, BridgeLine};
-use rusqlite::{Connection, OptionalExtension as _, Params, Row, ffi, params};
+use rusqlite::{Connection, OptionalExtension as _, Params, Row, TransactionBehavior, params};
 
 use super::sql::{self, RawRecord, millis};
 use super::{Cursor, Noted, Partition, Pool, Put, Record, Result, Store, StoreError, Test, Withdrawn};
@@ -15,6 +15,8 @@ use crate::ring::Identity;
 
 /// How long another process (`hebtor-directory pool`) may hold the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+const HAS_TABLES: &str = "SELECT COUNT(*) FROM sqlite_master WHERE name = 'version'";
 
 /// The store in a SQLite file.
 pub struct Sqlite {
@@ -42,18 +44,20 @@ impl Sqlite {
             }
             // Made by us, so that nobody else may read it, not even for a moment.
             std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-            let connection = Connection::open(path)?;
+            let mut connection = Connection::open(path)?;
             connection.busy_timeout(BUSY_TIMEOUT)?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             // Whatever was accepted survives a power cut as well.
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.set_prepared_statement_cache_capacity(64);
-            connection.execute_batch(sql::TABLES)?;
-            connection.execute(&statement(sql::SET_VERSION), [sql::VERSION])?;
-            let version: i64 = connection.query_row(sql::GET_VERSION, [], |row| row.get(0))?;
-            if version != sql::VERSION {
-                return Err(format!("it is of version {version}, this program of {}", sql::VERSION).into());
+            // One after another, should two processes start at once.
+            let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            if tx.query_row(HAS_TABLES, [], |row| row.get::<_, i64>(0))? == 0 {
+                tx.execute_batch(sql::TABLES)?;
+                tx.execute(&statement(sql::SET_VERSION), [sql::VERSION])?;
             }
+            sql::check_version(tx.query_row(sql::GET_VERSION, [], |row| row.get(0))?)?;
+            tx.commit()?;
             Ok(connection)
         };
         Ok(Self { connection: Arc::new(Mutex::new(open().map_err(failed)?)) })
@@ -112,10 +116,6 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<RawRecord> {
         failures: row.get("failures")?,
         next_test: row.get("next_test")?,
     })
-}
-
-fn is_unique_violation(error: &rusqlite::Error) -> bool {
-    error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_CONSTRAINT_UNIQUE)
 }
 
 #[async_trait]
@@ -192,7 +192,7 @@ impl Store for Sqlite {
             let tx = c.transaction()?;
             let egress = sql::text(test.egress);
             tx.execute(&statement(sql::FREE_EGRESS), params![egress, identity, millis(now)])?;
-            let noted = tx.execute(
+            let changed = tx.execute(
                 &statement(sql::NOTE),
                 params![
                     identity,
@@ -206,16 +206,13 @@ impl Store for Sqlite {
                     millis(test.next),
                     millis(now),
                 ],
-            );
-            match noted {
-                Ok(0) => Ok(Noted::Gone),
-                Ok(_) => {
-                    tx.commit()?;
-                    Ok(Noted::Kept)
-                }
-                Err(error) if is_unique_violation(&error) => Ok(Noted::EgressShared),
-                Err(error) => Err(error.into()),
+            )?;
+            if changed == 0 {
+                let here: i64 = tx.query_row(&statement(sql::IS_HERE), [identity], |row| row.get(0))?;
+                return Ok(sql::not_noted(here)); // Nothing is committed.
             }
+            tx.commit()?;
+            Ok(Noted::Kept)
         })
         .await
     }
@@ -287,5 +284,25 @@ impl Store for Sqlite {
             lines.map(|line| line?.parse().map_err(|_| sql::Unreadable("line").into())).collect()
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_of_another_version_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("directory.db");
+        let other = Connection::open(&path).unwrap();
+        let tables =
+            "CREATE TABLE version (only_row BIGINT, version BIGINT); INSERT INTO version VALUES (1, 99)";
+        other.execute_batch(tables).unwrap();
+        let error = Sqlite::open(&path).err().unwrap();
+        let text = crate::index::causes(&error);
+        assert!(text.ends_with("it is of version 99, this program of 1"), "{text}");
+        let count = "SELECT COUNT(*) FROM sqlite_master";
+        assert_eq!(other.query_row(count, [], |row| row.get::<_, i64>(0)).unwrap(), 1);
     }
 }
