@@ -50,8 +50,10 @@ pub struct Api {
     pub secret: [u8; 32],
     /// What clients are given.
     pub hand_out: HandOutConfig,
-    /// Most exit bridges that are registered at once.
+    /// Most exit bridges that are registered at once, and of them without a test that was passed.
     pub max_registered: u64,
+    /// See `max_registered`.
+    pub max_untested: u64,
     /// Special-use ranges that circuit exit bridges may be in.
     pub allow: Vec<IpNet>,
     /// Counters.
@@ -204,10 +206,11 @@ async fn register(
                 .hint("an exit bridge behind NAT can be an onion exit bridge"));
         }
     }
-    if api.metrics.registered() >= api.max_registered {
-        let message = "no more exit bridges can be registered here";
+    let full = api.metrics.registered() >= api.max_registered || api.metrics.untested() >= api.max_untested;
+    if full && !api.store.knows(descriptor.identity()).await? {
+        let message = "no more exit bridges can be registered here now";
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "full", message)
-            .retry_after(Duration::from_secs(3600)));
+            .retry_after(Duration::from_secs(600)));
     }
     let partition = partition(&api.secret, descriptor.identity(), &api.hand_out);
     match api.store.put(&descriptor, partition, now).await? {
@@ -219,6 +222,9 @@ async fn register(
         .hint("sign a new one")),
         Put::Kept(standing) => {
             api.metrics.count(Event::Registered);
+            if standing == Standing::Waiting {
+                api.metrics.one_more_untested();
+            }
             // Half of the time that is left, or when there may be news.
             let left = descriptor.expires.duration_since(now).unwrap_or_default() / 2;
             let pause = match standing {

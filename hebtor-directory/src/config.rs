@@ -40,6 +40,9 @@ pub struct Config {
     pub pid_file: Option<PathBuf>,
     /// Most exit bridges that are registered at once.
     pub max_registered: u64,
+    /// Most exit bridges that are registered and have not passed a test; whoever comes then is told to come
+    /// later.
+    pub max_untested: u64,
     /// The page that exit bridges are tested with.
     pub echo: EchoConfig,
     /// How exit bridges are tested.
@@ -172,6 +175,7 @@ impl Default for Config {
             network: None,
             pid_file: None,
             max_registered: 200_000,
+            max_untested: 5_000,
             echo: EchoConfig::default(),
             tests: Tests::default(),
             hand_out: HandOutConfig::default(),
@@ -263,8 +267,8 @@ impl Config {
         if self.hand_out.lease < Duration::from_secs(1) {
             return bad("hand_out.lease", "must be at least 1s");
         }
-        if self.max_registered == 0 {
-            return bad("max_registered", "must be more than 0");
+        if self.max_registered == 0 || self.max_untested == 0 {
+            return bad("max_registered, max_untested", "must be more than 0");
         }
         if self.tickets.days == 0 {
             return bad("tickets.days", "must be at least 1");

@@ -141,7 +141,8 @@ impl Directory {
         let secret = store.secret().await?;
         let index = Arc::new(Index::new(secret));
         index.catch_up(store.as_ref(), Cursor::before(SystemTime::UNIX_EPOCH)).await?;
-        metrics.set_registered(store.count(SystemTime::now()).await?);
+        let now = SystemTime::now();
+        metrics.set_registered(store.count(now).await?, store.count_untested(now).await?);
         tasks.spawn(tidy(Arc::clone(&store), Arc::clone(metrics)));
         tasks.spawn({
             let (index, store, metrics) = (Arc::clone(&index), Arc::clone(&store), Arc::clone(metrics));
@@ -160,6 +161,7 @@ impl Directory {
             secret,
             hand_out: config.hand_out.clone(),
             max_registered: config.max_registered,
+            max_untested: config.max_untested,
             allow: config.tests.allow_egress.clone(),
             metrics: Arc::clone(metrics),
         }));
@@ -212,10 +214,10 @@ async fn tidy(store: Arc<dyn Store>, metrics: Arc<Metrics>) {
             for pool in store.pools(now).await? {
                 store.fill_pool(&pool.name, now).await?;
             }
-            store.count(now).await
+            Ok::<_, StoreError>((store.count(now).await?, store.count_untested(now).await?))
         };
         match tidied.await {
-            Ok(registered) => metrics.set_registered(registered),
+            Ok((registered, untested)) => metrics.set_registered(registered, untested),
             Err(error) => tracing::warn!(error = %causes(&error), "cannot tidy up"),
         }
     }

@@ -37,6 +37,7 @@ pub struct Metrics {
     ready: AtomicBool,
     events: [AtomicU64; EVENTS.len()],
     registered: AtomicU64,
+    untested: AtomicU64,
     on_ring: AtomicU64,
 }
 
@@ -50,9 +51,20 @@ impl Metrics {
         self.events[event as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Exit bridges that are registered.
-    pub(crate) fn set_registered(&self, n: u64) {
+    /// Exit bridges that are registered, and how many of them have not passed a test.
+    pub(crate) fn set_registered(&self, n: u64, untested: u64) {
         self.registered.store(n, Ordering::Relaxed);
+        self.untested.store(untested, Ordering::Relaxed);
+    }
+
+    /// One came since they were counted.
+    pub(crate) fn one_more_untested(&self) {
+        self.untested.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Exit bridges that have not passed a test: not fewer than there are.
+    pub(crate) fn untested(&self) -> u64 {
+        self.untested.load(Ordering::Relaxed)
     }
 
     /// Exit bridges that can be handed out.
@@ -110,7 +122,7 @@ mod tests {
     fn counters_are_rounded_up() {
         let metrics = Metrics::default();
         metrics.count(Event::HandedOut);
-        metrics.set_registered(9);
+        metrics.set_registered(9, 0);
         let text = metrics.text();
         assert!(text.contains("requests_total{what=\"handed_out\"} 8\n"), "{text}");
         assert!(text.contains("exit_bridges{which=\"registered\"} 16\n"), "{text}");

@@ -82,7 +82,9 @@ behaviours![
     those_due_longest_are_claimed_first_and_no_more_than_asked,
     the_withdrawn_and_the_expired_are_not_claimed,
     claimers_at_once_never_get_the_same,
-    a_line_that_changed_is_tested_at_once,
+    a_line_that_changed_is_as_a_new_one,
+    a_line_that_changes_all_the_time_is_tested_once_a_minute,
+    those_who_serve_are_tested_before_new_ones,
     a_line_that_changed_during_a_test_is_tested_again,
     only_an_old_test_is_hurried,
     a_result_is_kept_in_all_its_fields,
@@ -287,7 +289,7 @@ async fn a_renewal_after_a_withdrawal_waits_and_is_tested_again(database: Databa
     let record = record(&store, 1).await;
     assert!(!record.withdrawn);
     assert_eq!((record.test.live_until, record.test.egress), (UNIX_EPOCH, None));
-    assert_eq!(claim(&store, 10, at(20)).await, [1]);
+    assert_eq!(claim(&store, 10, at(60)).await, [1]);
 }
 
 async fn of_many_puts_at_once_the_latest_stays(database: Database) {
@@ -367,20 +369,42 @@ async fn claimers_at_once_never_get_the_same(database: Database) {
     assert_eq!(claimed, (0..60).collect::<Vec<_>>());
 }
 
-async fn a_line_that_changed_is_tested_at_once(database: Database) {
+async fn a_line_that_changed_is_as_a_new_one(database: Database) {
     let store = database.open().await;
     live(&store, 1, Partition::Open, at(0)).await;
-    store.put(&descriptor(1, at(10)), Partition::Open, at(10)).await.unwrap();
-    assert!(claim(&store, 10, at(10)).await.is_empty(), "the line is the same");
-    let new = changed(1, at(20));
-    store.put(&new, Partition::Open, at(20)).await.unwrap();
-    let claimed = store.claim_due(10, at(20), at(80)).await.unwrap();
+    store.put(&descriptor(1, at(70)), Partition::Open, at(70)).await.unwrap();
+    assert!(claim(&store, 10, at(70)).await.is_empty(), "the line is the same");
+    let new = changed(1, at(80));
+    assert_eq!(store.put(&new, Partition::Open, at(80)).await.unwrap(), Put::Kept(Standing::Waiting));
+    let waiting = record(&store, 1).await.test;
+    assert_eq!((waiting.live_until, waiting.egress), (UNIX_EPOCH, None), "not handed out untested");
+    let claimed = store.claim_due(10, at(80), at(140)).await.unwrap();
     assert_eq!(claimed.len(), 1);
     assert_eq!(claimed[0].line, new.line);
     // Failures are those of the line.
-    store.note(&id(1), &dead(at(30)), at(30)).await.unwrap();
-    store.put(&descriptor(1, at(40)), Partition::Open, at(40)).await.unwrap();
+    store.note(&id(1), &dead(at(90)), at(90)).await.unwrap();
+    store.put(&descriptor(1, at(100)), Partition::Open, at(100)).await.unwrap();
     assert_eq!(record(&store, 1).await.test.failures, 0);
+}
+
+async fn a_line_that_changes_all_the_time_is_tested_once_a_minute(database: Database) {
+    let store = database.open().await;
+    let mut tests = 0;
+    for n in 0..120 {
+        let new = if n % 2 == 0 { descriptor(1, at(n)) } else { changed(1, at(n)) };
+        store.put(&new, Partition::Open, at(n)).await.unwrap();
+        tests += claim(&store, 10, at(n)).await.len();
+    }
+    assert_eq!(tests, 2);
+}
+
+async fn those_who_serve_are_tested_before_new_ones(database: Database) {
+    let store = database.open().await;
+    live(&store, 9, Partition::Open, at(0)).await;
+    for n in 1..5 {
+        put(&store, n, at(1)).await;
+    }
+    assert_eq!(claim(&store, 1, at(400)).await, [9]);
 }
 
 async fn a_line_that_changed_during_a_test_is_tested_again(database: Database) {
@@ -388,10 +412,12 @@ async fn a_line_that_changed_during_a_test_is_tested_again(database: Database) {
     put(&store, 1, at(0)).await;
     assert_eq!(claim(&store, 10, at(0)).await, [1]);
     store.put(&changed(1, at(5)), Partition::Open, at(5)).await.unwrap();
-    store.note(&id(1), &serving(1, at(10)), at(10)).await.unwrap();
-    assert_eq!(claim(&store, 10, at(10)).await, [1]);
-    store.note(&id(1), &serving(1, at(20)), at(20)).await.unwrap();
-    assert_eq!(record(&store, 1).await.test, serving(1, at(20)));
+    assert_eq!(store.note(&id(1), &serving(1, at(10)), at(10)).await.unwrap(), Noted::Gone);
+    assert_eq!(record(&store, 1).await.test.standing, Standing::Waiting);
+    assert!(claim(&store, 10, at(59)).await.is_empty());
+    assert_eq!(claim(&store, 10, at(60)).await, [1]);
+    assert_eq!(store.note(&id(1), &serving(1, at(70)), at(70)).await.unwrap(), Noted::Kept);
+    assert_eq!(record(&store, 1).await.test, serving(1, at(70)));
 }
 
 async fn only_an_old_test_is_hurried(database: Database) {
@@ -594,6 +620,11 @@ async fn the_valid_and_not_withdrawn_are_counted(database: Database) {
     }
     assert_eq!(store.count(at(2)).await.unwrap(), 3);
     assert_eq!(store.count(at(HOUR)).await.unwrap(), 2);
+    assert_eq!(store.count_untested(at(HOUR)).await.unwrap(), 2);
+    claim(&store, 10, at(3)).await;
+    store.note(&id(2), &serving(2, at(4)), at(4)).await.unwrap();
+    assert_eq!(store.count_untested(at(HOUR)).await.unwrap(), 1);
+    assert!(store.knows(&id(2)).await.unwrap() && !store.knows(&id(7)).await.unwrap());
     store.withdraw(&id(3), at(3), at(3)).await.unwrap();
     assert_eq!(store.count(at(HOUR)).await.unwrap(), 1);
     assert_eq!(store.count(at(HOUR + 1)).await.unwrap(), 0);
@@ -612,8 +643,7 @@ async fn many_can_open_it_at_once(database: Database) {
     // On threads of their own, since one of the databases is opened by a call that blocks.
     let secrets = join_all((0..8).map(|_| {
         let (url, runtime) = (database.url.clone(), Handle::current());
-        let secret = async || open(&url).await.secret().await.unwrap();
-        spawn_blocking(move || runtime.block_on(secret()))
+        spawn_blocking(move || runtime.block_on(async { open(&url).await.secret().await.unwrap() }))
     }));
     let secrets: HashSet<_> = secrets.await.into_iter().map(Result::unwrap).collect();
     assert_eq!(secrets.len(), 1);

@@ -154,7 +154,8 @@ pub trait Store: Send + Sync {
     /// A random secret that all replicas share, made at the first call.
     async fn secret(&self) -> Result<[u8; 32]>;
 
-    /// Keeps a verified descriptor. A new exit bridge, or one whose line changed, is tested at `now`.
+    /// Keeps a verified descriptor. A new exit bridge, or one whose line changed, is tested at `now`, or a
+    /// minute after its last test if that is later, and is not handed out before.
     async fn put(&self, new: &BridgeDescriptor, partition: Partition, now: SystemTime) -> Result<Put>;
 
     /// Keeps a verified withdrawal.
@@ -171,8 +172,7 @@ pub trait Store: Send + Sync {
     /// Has an exit bridge tested at `now`, if its last test began before `before`.
     async fn hurry(&self, identity: &Identity, before: SystemTime, now: SystemTime) -> Result<()>;
 
-    /// Keeps the result of a test of one that was claimed. If its line has changed since, it is tested again
-    /// at once, whatever the result says.
+    /// Keeps the result of a test of one that was claimed. If its line has changed since, nothing is kept.
     async fn note(&self, identity: &Identity, test: &Test, now: SystemTime) -> Result<Noted>;
 
     /// Up to `limit` records that changed after `cursor`, in order, each with the cursor behind it.
@@ -181,8 +181,14 @@ pub trait Store: Send + Sync {
     /// Forgets what nobody needs: descriptors that have expired and can't be replayed either.
     async fn expire(&self, now: SystemTime) -> Result<u64>;
 
+    /// Is something of this identity kept?
+    async fn knows(&self, identity: &Identity) -> Result<bool>;
+
     /// How many exit bridges are registered: valid at `now` and not withdrawn.
     async fn count(&self, now: SystemTime) -> Result<u64>;
+
+    /// How many of these did not pass their last test, or had none.
+    async fn count_untested(&self, now: SystemTime) -> Result<u64>;
 
     /// Makes a pool, or changes its size. One that shrinks keeps the exit bridges that it has: they were
     /// given to people. It gets no more before there is room.

@@ -376,6 +376,24 @@ impl Store for Postgres {
         .await
     }
 
+    async fn count_untested(&self, now: SystemTime) -> Result<u64> {
+        bounded("cannot count exit bridges", async {
+            let client = self.pool.get().await?;
+            let count: i64 = value(&client, sql::COUNT_UNTESTED, &[&millis(now)]).await?;
+            Ok(u64::try_from(count).unwrap_or_default())
+        })
+        .await
+    }
+
+    async fn knows(&self, identity: &Identity) -> Result<bool> {
+        bounded("cannot look for an exit bridge", async {
+            let client = self.pool.get().await?;
+            let count: i64 = value(&client, sql::IS_KNOWN, &[&identity.as_slice()]).await?;
+            Ok(count > 0)
+        })
+        .await
+    }
+
     async fn set_pool(&self, name: &str, size: u32) -> Result<()> {
         bounded("cannot keep the pool", async {
             let client = self.pool.get().await?;

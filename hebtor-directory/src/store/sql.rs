@@ -19,7 +19,7 @@ pub const VERSION: i64 = 1;
 /// and texts are compared byte by byte, as in SQLite, whatever the language of the database.
 ///
 /// `pool` is meant while `part` is 'private', `egress` while `live_until` lasts. `tested` is when the last
-/// test of this line began, 0 for never.
+/// test began, 0 for never; negative once the line has changed since.
 pub const TABLES: &str = "
 CREATE TABLE bridges (
     identity BLOB PRIMARY KEY,
@@ -68,6 +68,7 @@ pub const SET_SECRET: &str = "INSERT INTO secrets VALUES ('ring', $1) ON CONFLIC
 pub const GET_SECRET: &str = "SELECT value FROM secrets WHERE name = 'ring'";
 
 /// identity, line, published, expires, claimed_country, capacity, software, part, now. No row: replayed.
+/// One with another line is as a new one, but is not tested sooner than a minute after its last test.
 pub const PUT: &str = "
 INSERT INTO bridges (identity, line, published, expires, claimed_country, capacity, software, part, next_test, changed)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
@@ -75,10 +76,13 @@ ON CONFLICT (identity) DO UPDATE SET
     line = excluded.line, published = excluded.published, expires = excluded.expires,
     claimed_country = excluded.claimed_country, capacity = excluded.capacity,
     software = excluded.software, part = excluded.part, withdrawn = 0, changed = excluded.changed,
-    next_test = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0
-        THEN excluded.next_test ELSE bridges.next_test END,
-    tested = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0
-        THEN 0 ELSE bridges.tested END,
+    standing = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0 THEN 'waiting' ELSE bridges.standing END,
+    live_until = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0 THEN 0 ELSE bridges.live_until END,
+    egress = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0 THEN NULL ELSE bridges.egress END,
+    next_test = CASE WHEN NOT (bridges.line <> excluded.line OR bridges.withdrawn <> 0) THEN bridges.next_test
+        WHEN ABS(bridges.tested) + 60000 > excluded.next_test THEN ABS(bridges.tested) + 60000
+        ELSE excluded.next_test END,
+    tested = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0 THEN -ABS(bridges.tested) ELSE bridges.tested END,
     failures = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0
         THEN 0 ELSE bridges.failures END
 WHERE bridges.published < excluded.published
@@ -91,11 +95,12 @@ UPDATE bridges SET withdrawn = 1, published = $2, live_until = 0, egress = NULL,
 WHERE identity = $1 AND published < $2";
 pub const IS_KNOWN: &str = "SELECT COUNT(*) FROM bridges WHERE identity = $1";
 
-/// limit, now, until. Materialized, or PostgreSQL may look more than once and take more than the limit.
+/// limit, now, until. Those who passed before come first: a flood of new ones can't keep them from being
+/// tested in time. Materialized, or PostgreSQL may look more than once and take more than the limit.
 pub const CLAIM_DUE: &str = "
 WITH due AS MATERIALIZED (
     SELECT identity FROM bridges WHERE next_test <= $2 AND withdrawn = 0 AND expires > $2
-    ORDER BY next_test LIMIT $1 {SKIP_LOCKED})
+    ORDER BY CASE WHEN standing = 'serving' THEN 0 ELSE 1 END, next_test LIMIT $1 {SKIP_LOCKED})
 UPDATE bridges SET next_test = $3, tested = $2 WHERE identity IN (SELECT identity FROM due)
 RETURNING {RECORD}";
 
@@ -109,14 +114,15 @@ pub const FREE_EGRESS: &str = "
 UPDATE bridges SET egress = NULL, live_until = 0, changed = $3
 WHERE egress = $1 AND identity <> $2 AND (live_until <= $3 OR expires <= $3)";
 
-/// identity, standing, live_until, egress, country, latency, speed, failures, next_test, now. A line that
-/// is newer than the test stays due. No row: somebody else has the address, or the exit bridge is gone.
+/// identity, standing, live_until, egress, country, latency, speed, failures, next_test, now. No row:
+/// somebody else has the address, or the exit bridge is gone or has another line than was tested.
 pub const NOTE: &str = "
 UPDATE bridges SET standing = $2, live_until = $3, egress = $4, country = $5, latency = $6, speed = $7,
-    failures = $8, next_test = CASE WHEN tested = 0 THEN next_test ELSE $9 END, changed = $10
-WHERE identity = $1 AND withdrawn = 0 AND NOT EXISTS (
+    failures = $8, next_test = $9, changed = $10
+WHERE identity = $1 AND withdrawn = 0 AND tested >= 0 AND NOT EXISTS (
     SELECT 1 FROM bridges AS other WHERE other.egress = $4 AND other.identity <> $1)";
-pub const IS_HERE: &str = "SELECT COUNT(*) FROM bridges WHERE identity = $1 AND withdrawn = 0";
+pub const IS_HERE: &str =
+    "SELECT COUNT(*) FROM bridges WHERE identity = $1 AND withdrawn = 0 AND tested >= 0";
 
 /// at, identity, limit.
 pub const CHANGES: &str = "
@@ -126,6 +132,8 @@ ORDER BY changed, identity LIMIT $3";
 /// Now, and the time before which whatever was signed has expired.
 pub const EXPIRE: &str = "DELETE FROM bridges WHERE expires <= $1 AND published <= $2";
 pub const COUNT: &str = "SELECT COUNT(*) FROM bridges WHERE expires > $1 AND withdrawn = 0";
+pub const COUNT_UNTESTED: &str = "
+SELECT COUNT(*) FROM bridges WHERE expires > $1 AND withdrawn = 0 AND standing <> 'serving'";
 
 pub const SET_POOL: &str =
     "INSERT INTO pools VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET size = excluded.size";

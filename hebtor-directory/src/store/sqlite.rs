@@ -243,6 +243,14 @@ impl Store for Sqlite {
         self.number("cannot count exit bridges", sql::COUNT, [millis(now)]).await
     }
 
+    async fn count_untested(&self, now: SystemTime) -> Result<u64> {
+        self.number("cannot count exit bridges", sql::COUNT_UNTESTED, [millis(now)]).await
+    }
+
+    async fn knows(&self, identity: &Identity) -> Result<bool> {
+        Ok(self.number("cannot look for an exit bridge", sql::IS_KNOWN, [*identity]).await? > 0)
+    }
+
     async fn set_pool(&self, name: &str, size: u32) -> Result<()> {
         let params = (name.to_owned(), size);
         self.execute("cannot keep the pool", sql::SET_POOL, params).await.map(|_| ())
