@@ -46,7 +46,8 @@ clean:
 	$(CARGO) clean
 	rm -rf tor-patches/arti/patched
 
-# Fuzz one decoder for a minute: make fuzz TARGET=bridge_line (or port_set, target)
+# Fuzz one decoder for a minute: make fuzz TARGET=bridge_line (or descriptor,
+# directory_message, port_set, target)
 .PHONY: fuzz
 fuzz:
 	./fuzz/run $(or $(TARGET),bridge_line) 60

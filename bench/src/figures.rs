@@ -34,6 +34,8 @@ pub enum Figure {
     Idle,
     /// The egress engine alone, without Tor.
     Engine,
+    /// The exit-bridge directory alone, without Tor.
+    Directory,
 }
 
 impl Figure {
@@ -65,6 +67,10 @@ pub struct Plan {
     streams: usize,
     /// Streams that are held.
     idle: usize,
+    /// Exit bridges that are registered with the directory.
+    pub exit_bridges: u32,
+    /// Times that it is asked for some.
+    pub asks: usize,
 }
 
 impl Default for Plan {
@@ -76,6 +82,8 @@ impl Default for Plan {
             limit: Duration::from_secs(40),
             streams: 200,
             idle: 1000,
+            exit_bridges: 100_000,
+            asks: 40_000,
         }
     }
 }
@@ -90,6 +98,8 @@ impl Plan {
             limit: Duration::from_secs(20),
             streams: 20,
             idle: 50,
+            exit_bridges: 5000,
+            asks: 4000,
         }
     }
 }
@@ -166,7 +176,7 @@ pub async fn measure(figure: Figure, paths: &Paths, plan: &Plan, report: &mut Re
                     Figure::Streams => {
                         note(&name, Unit::PerSecond, new_streams(paths, path, plan).await?);
                     }
-                    Figure::Idle | Figure::Engine => {}
+                    Figure::Idle | Figure::Engine | Figure::Directory => {}
                 }
                 anyhow::Ok(())
             };

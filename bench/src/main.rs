@@ -6,6 +6,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod directory;
 mod engine;
 mod figures;
 mod paths;
@@ -106,6 +107,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
             anyhow::Ok(report)
         })
         .await??;
+        report.write()?;
+    }
+    if wanted(&Figure::Directory) && args.paths.is_empty() {
+        eprintln!("== the exit-bridge directory alone");
+        directory::measure(&plan, &mut report).await?;
         report.write()?;
     }
     let of_a_network: Vec<Figure> = Figure::OF_A_NETWORK.into_iter().filter(wanted).collect();

@@ -12,7 +12,7 @@ use testnet::Scheduler;
 
 use crate::figures::Unit;
 use crate::stats::{self, Comparison};
-use crate::{engine, paths};
+use crate::{directory, engine, paths};
 
 /// One measured value.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -174,6 +174,12 @@ impl Report {
                 "{:<86} {latency:>7} {ours:>12} {peer:>12} {:>6.2}  {low:.2} to {high:.2}",
                 e.name, e.ratio
             );
+        }
+        for ((_, figure), (unit, paths)) in self.grouped() {
+            // It has no peer: what it is held against is what one wants of it.
+            if let Some(median) = paths.get(directory::DIRECTORY).and_then(|values| stats::median(values)) {
+                println!("{:<94} {:>12}", format!("{figure}: {}", directory::DIRECTORY), shown(unit, median));
+            }
         }
         println!("page with charts: {}", self.out.join("index.html").display());
     }

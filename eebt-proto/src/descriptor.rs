@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::country::Country;
 use crate::limits::{MAX_CLOCK_SKEW, MAX_DOCUMENT_LEN, MAX_SOFTWARE_LEN, MAX_VALIDITY};
 use crate::line::BridgeLine;
+use crate::wire::{JsonError, from_json};
 
 /// What stands before a descriptor in the bytes that are signed.
 const DESCRIPTOR_DOMAIN: &[u8] = b"exit bridge descriptor, version 1\n";
@@ -131,6 +132,12 @@ impl DescriptorError {
     }
 }
 
+/// What documents of all versions have.
+#[derive(Deserialize)]
+struct VersionText {
+    version: u32,
+}
+
 /// A descriptor as it is written.
 #[derive(Serialize, Deserialize)]
 struct DescriptorText {
@@ -195,7 +202,6 @@ impl Withdrawal {
     pub fn verify(signed: &SignedDocument, now: SystemTime) -> Result<Self, DescriptorError> {
         let bytes = bytes_of(signed)?;
         let text: WithdrawalText = parse(&bytes)?;
-        check_version(text.version)?;
         check_signature(WITHDRAWAL_DOMAIN, &bytes, &text.identity, &signed.signature)?;
         check_published(text.published, now)?;
         if text.published + MAX_VALIDITY <= now {
@@ -220,7 +226,6 @@ impl UnverifiedDescriptor {
     pub fn parse(signed: &SignedDocument) -> Result<Self, DescriptorError> {
         let bytes = bytes_of(signed)?;
         let text: DescriptorText = parse(&bytes)?;
-        check_version(text.version)?;
         Ok(Self { bytes, signature: signed.signature, text })
     }
 
@@ -284,12 +289,14 @@ fn bytes_of(signed: &SignedDocument) -> Result<Vec<u8>, DescriptorError> {
     if bytes.len() > MAX_DOCUMENT_LEN { Err(DescriptorError::TooLong) } else { Ok(bytes) }
 }
 
+/// Reads the document, if it is of our version. What else another version has in it is not looked at.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DescriptorError> {
-    serde_json::from_slice(bytes).map_err(|e| DescriptorError::Malformed(e.to_string()))
-}
-
-fn check_version(version: u32) -> Result<(), DescriptorError> {
-    if version == VERSION { Ok(()) } else { Err(DescriptorError::Version(version)) }
+    let malformed = |e: JsonError| DescriptorError::Malformed(e.to_string());
+    let VersionText { version } = from_json(bytes).map_err(malformed)?;
+    if version != VERSION {
+        return Err(DescriptorError::Version(version));
+    }
+    from_json(bytes).map_err(malformed)
 }
 
 fn check_published(published: SystemTime, now: SystemTime) -> Result<(), DescriptorError> {
@@ -428,6 +435,7 @@ mod tests {
         let mut document = BASE64_NOPAD.decode(signed(&descriptor(1), 1).document.as_bytes()).unwrap();
         document[11] = b'9';
         assert_eq!(code(BASE64_NOPAD.encode(&document)), "version_unknown");
+        assert_eq!(code(BASE64_NOPAD.encode(br#"{"version":2,"other":[]}"#)), "version_unknown");
     }
 
     #[test]

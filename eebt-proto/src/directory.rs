@@ -59,9 +59,10 @@ pub struct Registered {
 #[serde(deny_unknown_fields)]
 pub struct Ask {
     /// Its ticket.
+    #[serde(deserialize_with = "crate::wire::object")]
     pub ticket: Ticket,
     /// What the exit bridges should be like.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::wire::object")]
     pub wishes: Wishes,
 }
 
@@ -150,6 +151,7 @@ impl Speed {
 #[serde(deny_unknown_fields)]
 pub struct Report {
     /// The client's ticket. Only exit bridges that were given for it can be reported.
+    #[serde(deserialize_with = "crate::wire::object")]
     pub ticket: Ticket,
     /// The identity of the exit bridge.
     #[serde(with = "crate::wire::bytes")]

@@ -29,3 +29,4 @@ pub use ports::{PortSet, PortSetError};
 pub use reach::{CircuitReach, OnionReach, Reach};
 pub use target::{Host, Target, TargetError};
 pub use ticket::{Ticket, TicketError, TicketId, TicketTerms};
+pub use wire::{JsonError, from_json};

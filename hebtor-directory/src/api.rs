@@ -15,7 +15,7 @@ use eebt_proto::directory::{
 };
 use eebt_proto::limits::MAX_HANDED_OUT;
 use eebt_proto::special_use::special_use;
-use eebt_proto::{DescriptorError, Reach, SignedDocument, UnverifiedDescriptor, Withdrawal};
+use eebt_proto::{DescriptorError, Reach, SignedDocument, UnverifiedDescriptor, Withdrawal, from_json};
 use ipnet::IpNet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -161,7 +161,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
                 ),
                 _ => ApiError::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body did not arrive"),
             })?;
-        serde_json::from_slice(&body).map(Self).map_err(|error| {
+        from_json(&body).map(Self).map_err(|error| {
             ApiError::new(StatusCode::BAD_REQUEST, "body_malformed", format!("body: {error}"))
                 .hint("docs/protocol.md describes the messages")
         })

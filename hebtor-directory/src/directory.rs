@@ -104,7 +104,7 @@ impl Directory {
         self,
         runtime: TorRuntime,
         shutdown: CancellationToken,
-        ready: impl FnOnce(Option<&OnionReach>),
+        ready: impl FnOnce(&OnionReach),
     ) -> Result<(), RunError> {
         // Whatever runs is ended when this is dropped.
         let mut tasks = JoinSet::new();
@@ -115,7 +115,7 @@ impl Directory {
         };
         metrics.set_ready();
         tracing::info!("serving");
-        ready(address.as_ref());
+        ready(&address);
         tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             _ = tasks.join_next() => Err(RunError::Stopped),
@@ -128,7 +128,7 @@ impl Directory {
         runtime: TorRuntime,
         metrics: &Arc<Metrics>,
         tasks: &mut JoinSet<()>,
-    ) -> Result<Option<OnionReach>, RunError> {
+    ) -> Result<OnionReach, RunError> {
         let Self { config, tor_config } = self;
         let listen = bind("listen", config.listen).await?;
         let status = bind("status", config.status).await?;
@@ -140,13 +140,13 @@ impl Directory {
         let store = open_store(&config.store).await?;
         let secret = store.secret().await?;
         let index = Arc::new(Index::new(secret));
-        index.catch_up(store.as_ref(), Cursor::before(SystemTime::UNIX_EPOCH)).await?;
+        let seen = index.catch_up(store.as_ref(), Cursor::before(SystemTime::UNIX_EPOCH)).await?;
         let now = SystemTime::now();
         metrics.set_registered(store.count(now).await?, store.count_untested(now).await?);
         tasks.spawn(tidy(Arc::clone(&store), Arc::clone(metrics)));
         tasks.spawn({
             let (index, store, metrics) = (Arc::clone(&index), Arc::clone(&store), Arc::clone(metrics));
-            async move { index.follow(store.as_ref(), &metrics).await }
+            async move { index.follow(store.as_ref(), seen, &metrics).await }
         });
 
         let key = match config.onion {
@@ -154,10 +154,12 @@ impl Directory {
             false => None,
         };
         let address = key.as_ref().map(onion_reach).or(config.address.clone());
+        let address =
+            address.ok_or_else(|| ConfigError::field("address", "must be set where onion is false"))?;
         let router = api::router(Arc::new(Api {
             store: Arc::clone(&store),
             index,
-            door: Door::new(config.terms(address.as_ref().map_or([0; 32], |reach| reach.service)), secret),
+            door: Door::new(config.terms(address.service), secret),
             secret,
             hand_out: config.hand_out.clone(),
             max_registered: config.max_registered,

@@ -24,10 +24,10 @@ const CHECKS_WAITING: usize = 64;
 const GUESTS: usize = 100_000;
 
 /// Different wishes that one ticket may have: with each it can learn of other exit bridges.
-const MAX_WISHES: usize = 4;
+pub const MAX_WISHES: usize = 4;
 
 /// How many times at once, and how often over time, a ticket may ask.
-const ASKS: Rate = Rate { burst: 8, every: Duration::from_secs(60) };
+pub const ASKS: Rate = Rate { burst: 8, every: Duration::from_secs(60) };
 
 /// How many times at once, and how often over time, a ticket may report.
 const REPORTS: Rate = Rate { burst: 6, every: Duration::from_secs(120) };
@@ -68,12 +68,12 @@ pub enum Excess {
 }
 
 /// A bound on how often something happens.
-#[derive(Clone, Copy)]
-struct Rate {
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
     /// Times at once.
-    burst: u32,
+    pub burst: u32,
     /// One more after this time.
-    every: Duration,
+    pub every: Duration,
 }
 
 /// How much of a [`Rate`] is used up, as the time by which all of it is there again (the generic cell

@@ -1,7 +1,7 @@
 //! What this replica can hand out: a ring in memory that follows the store.
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::metrics::Metrics;
 use crate::ring::{Member, Ring};
@@ -71,13 +71,18 @@ impl Index {
         }
     }
 
-    /// Follows the store. Never returns.
-    pub async fn follow(&self, store: &dyn Store, metrics: &Metrics) {
-        let mut seen = UNIX_EPOCH;
+    /// Follows the store, from the last change that was seen. Never returns.
+    pub async fn follow(&self, store: &dyn Store, mut seen: SystemTime, metrics: &Metrics) {
+        let (mut moved, mut read) = (Instant::now(), Instant::now());
         loop {
-            let from = Cursor::before(seen.checked_sub(OVERLAP).unwrap_or(UNIX_EPOCH));
-            match self.catch_up(store, from).await {
-                Ok(last) => seen = seen.max(last),
+            let start = Instant::now();
+            match self.catch_up(store, Cursor::before(resume_at(seen, read - moved))).await {
+                Ok(last) => {
+                    read = start;
+                    if last > seen {
+                        (seen, moved) = (last, start);
+                    }
+                }
                 // What is known expires by itself, so that nobody is given a dead one meanwhile.
                 Err(error) => tracing::warn!(error = %causes(&error), "cannot follow the store"),
             }
@@ -102,8 +107,31 @@ impl Index {
     }
 }
 
+/// From where changes are read again, where nothing newer than `seen` came for so long. Whoever writes one now, by
+/// whatever clock, dates it so much later: when nothing changes, soon nothing is read.
+fn resume_at(seen: SystemTime, since: Duration) -> SystemTime {
+    seen.checked_sub(OVERLAP.saturating_sub(since)).unwrap_or(UNIX_EPOCH)
+}
+
 /// An error with its causes on one line.
 pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_changes_are_read_and_old_ones_are_not_read_for_ever() {
+        let seen = UNIX_EPOCH + Duration::from_secs(1000);
+        let seconds = Duration::from_secs;
+        assert_eq!(resume_at(seen, seconds(0)), seen - OVERLAP);
+        // One that is written 4 s later by a clock that is 9 s behind is dated 5 s earlier.
+        assert!(resume_at(seen, seconds(4)) < seen - seconds(5));
+        assert_eq!(resume_at(seen, OVERLAP), seen);
+        assert_eq!(resume_at(seen, seconds(3600)), seen);
+        assert_eq!(resume_at(UNIX_EPOCH, seconds(0)), UNIX_EPOCH);
+    }
 }

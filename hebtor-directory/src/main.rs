@@ -88,10 +88,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             let shutdown = CancellationToken::new();
             tokio.block_on(async move {
                 eebt_tor::stop_on_signal(shutdown.clone()).context("cannot handle signals")?;
-                let ready = |address: Option<&eebt_proto::OnionReach>| match address {
-                    Some(address) => print(&address.to_string()),
-                    None => print("ready"),
-                };
+                let ready = |address: &eebt_proto::OnionReach| print(&address.to_string());
                 directory.run(runtime, shutdown, ready).await?;
                 Ok(())
             })
