@@ -40,7 +40,6 @@ pub struct Config {
     /// File that holds the process id while the exit bridge runs.
     pub pid_file: Option<PathBuf>,
     /// Exit-bridge directories to register with, by onion address: clients find it there.
-    #[serde(deserialize_with = "onion_addresses")]
     pub directories: Vec<OnionReach>,
     /// Country of the egress address, as two letters; for directories that can't tell by themselves.
     pub country: Option<Country>,
@@ -179,12 +178,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Tor`].
     pub fn tor_client_config(&self) -> Result<arti_client::TorClientConfig, ConfigError> {
-        // We open no streams through Tor exits: build no circuits for them ahead of need.
-        let mut preemptive = toml::Table::new();
-        preemptive.insert("initial_predicted_ports".into(), toml::Value::Array(Vec::new()));
-        let mut base = toml::Table::new();
-        base.insert("preemptive_circuits".into(), preemptive.into());
-        Ok(eebt_tor::tor_client_config(&self.state_dir, base, self.network.as_deref(), &self.tor)?)
+        Ok(eebt_tor::tor_server_config(&self.state_dir, self.network.as_deref(), &self.tor)?)
     }
 }
 
@@ -201,11 +195,6 @@ fn port_set<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortSet, D::Er
         Written::Port(port) => port.to_string(),
     };
     text.parse().map_err(serde::de::Error::custom)
-}
-
-fn onion_addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<OnionReach>, D::Error> {
-    let addresses = Vec::<String>::deserialize(deserializer)?;
-    addresses.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
 }
 
 fn rfc3339<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SystemTime>, D::Error> {

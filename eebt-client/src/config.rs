@@ -30,7 +30,6 @@ pub struct Config {
     /// A file of bridge lines, one a line; read again when it changes.
     pub bridge_file: Option<PathBuf>,
     /// Exit-bridge directories, by onion address: exit bridges are asked for there.
-    #[serde(deserialize_with = "onion_addresses")]
     pub directories: Vec<OnionReach>,
     /// Country that exit bridges from directories should be in, as two letters.
     pub country: Option<Country>,
@@ -123,7 +122,7 @@ impl Config {
     /// [`ConfigError::Tor`]; see [`Self::state_folder`].
     pub fn tor_client_config(&self) -> Result<arti_client::TorClientConfig, ConfigError> {
         let state_dir = self.state_folder()?;
-        Ok(eebt_tor::tor_client_config(&state_dir, toml::Table::new(), self.network.as_deref(), &self.tor)?)
+        Ok(eebt_tor::tor_client_config(&state_dir, self.network.as_deref(), &self.tor)?)
     }
 
     /// Where state is kept.
@@ -162,11 +161,6 @@ fn bridge_lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Bridge
         .iter()
         .map(|line| line.parse().map_err(serde::de::Error::custom))
         .collect()
-}
-
-fn onion_addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<OnionReach>, D::Error> {
-    let addresses = Vec::<String>::deserialize(deserializer)?;
-    addresses.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
 }
 
 #[cfg(test)]

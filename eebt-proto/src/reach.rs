@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use data_encoding::{BASE32_NOPAD, BASE64_NOPAD, HEXLOWER};
+use serde::{Deserialize, Serialize};
 use sha3::{Digest, Sha3_256};
 
 use crate::limits::MAX_ADDRESSES;
@@ -19,8 +20,9 @@ pub enum Reach {
     Onion(OnionReach),
 }
 
-/// An exit bridge that is an onion service; it takes streams to any target.
-#[derive(Clone, PartialEq, Eq, Hash)]
+/// An onion service, by its address: an exit bridge that takes streams to any target, or a directory.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct OnionReach {
     /// The service's Ed25519 identity, KP_hs_id (rend-spec).
     pub service: [u8; 32],
@@ -123,6 +125,20 @@ impl std::str::FromStr for OnionReach {
     /// Reads an onion address of version 3; small and large letters are the same.
     fn from_str(text: &str) -> Result<Self, LineError> {
         onion_address(text.trim()).map(|service| Self { service })
+    }
+}
+
+impl TryFrom<String> for OnionReach {
+    type Error = LineError;
+
+    fn try_from(text: String) -> Result<Self, LineError> {
+        text.parse()
+    }
+}
+
+impl From<OnionReach> for String {
+    fn from(reach: OnionReach) -> Self {
+        reach.to_string()
     }
 }
 

@@ -73,7 +73,7 @@ pub struct BridgeConfig {
     network: Option<PathBuf>,
     reach: Vec<Reach>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    directories: Vec<String>,
+    directories: Vec<OnionReach>,
     /// Where it listens.
     pub listen: SocketAddr,
     /// Where clients reach it.
@@ -99,7 +99,7 @@ impl BridgeConfig {
             pid_file: folder.pid_file(),
             network: settings.network.clone(),
             reach: vec![settings.reach],
-            directories: settings.directories.iter().map(ToString::to_string).collect(),
+            directories: settings.directories.clone(),
             listen: row.listen,
             address: row.address,
             egress_address: row.listen.ip(),

@@ -22,12 +22,37 @@ pub enum TorConfigError {
     Arti(String),
 }
 
-/// Arti's configuration: `base`, with its state and its cache below `state_dir`; over it the file
-/// `network`, which names another Tor network; over that `tor`, what the user wrote for Arti.
+/// Arti's configuration, with its state and its cache below `state_dir`; over it the file `network`,
+/// which names another Tor network; over that `tor`, what the user wrote for Arti.
 ///
 /// # Errors
 /// See [`TorConfigError`].
 pub fn tor_client_config(
+    state_dir: &Path,
+    network: Option<&Path>,
+    tor: &toml::Table,
+) -> Result<TorClientConfig, TorConfigError> {
+    config(state_dir, toml::Table::new(), network, tor)
+}
+
+/// The same for a program that opens no streams through Tor exits: no circuits are built for them ahead
+/// of need.
+///
+/// # Errors
+/// See [`TorConfigError`].
+pub fn tor_server_config(
+    state_dir: &Path,
+    network: Option<&Path>,
+    tor: &toml::Table,
+) -> Result<TorClientConfig, TorConfigError> {
+    let mut preemptive = toml::Table::new();
+    preemptive.insert("initial_predicted_ports".into(), toml::Value::Array(Vec::new()));
+    let mut base = toml::Table::new();
+    base.insert("preemptive_circuits".into(), preemptive.into());
+    config(state_dir, base, network, tor)
+}
+
+fn config(
     state_dir: &Path,
     mut base: toml::Table,
     network: Option<&Path>,
@@ -61,7 +86,7 @@ mod tests {
     use super::*;
 
     fn load(tor: &str) -> Result<TorClientConfig, TorConfigError> {
-        tor_client_config(Path::new("/nowhere"), toml::Table::new(), None, &tor.parse().unwrap())
+        tor_server_config(Path::new("/nowhere"), None, &tor.parse().unwrap())
     }
 
     #[test]
@@ -80,7 +105,7 @@ mod tests {
     fn a_missing_network_file_is_named() {
         let gone = Some(Path::new("/nowhere/network.toml"));
         let none = toml::Table::new();
-        let error = tor_client_config(Path::new("/nowhere"), none.clone(), gone, &none).unwrap_err();
+        let error = tor_client_config(Path::new("/nowhere"), gone, &none).unwrap_err();
         assert!(error.to_string().contains("/nowhere/network.toml"));
     }
 }

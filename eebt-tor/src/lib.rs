@@ -17,7 +17,7 @@ mod service;
 mod settings;
 
 pub use circuit::{Circuit, CircuitError, PathKind, Paths};
-pub use config::{TorConfigError, tor_client_config};
+pub use config::{TorConfigError, tor_client_config, tor_server_config};
 pub use http::{HttpError, OnionHttp, Reply};
 pub use keys::{KeyFolder, KeyFolderError, service_key};
 pub use log::init_log;

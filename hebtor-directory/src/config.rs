@@ -25,7 +25,6 @@ pub struct Config {
     /// Whether this process is the onion service. A replica behind another one is not.
     pub onion: bool,
     /// The onion address that clients know, where this process is not the service itself.
-    #[serde(deserialize_with = "onion_address")]
     pub address: Option<OnionReach>,
     /// Loopback address that serves the same as the onion service: for tests, for a C tor of one's own,
     /// and for replicas. None without it.
@@ -293,17 +292,8 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Tor`].
     pub fn tor_client_config(&self) -> Result<arti_client::TorClientConfig, ConfigError> {
-        // We open no streams through Tor exits: build no circuits for them ahead of need.
-        let mut preemptive = toml::Table::new();
-        preemptive.insert("initial_predicted_ports".into(), toml::Value::Array(Vec::new()));
-        let mut base = toml::Table::new();
-        base.insert("preemptive_circuits".into(), preemptive.into());
-        Ok(eebt_tor::tor_client_config(&self.state_dir, base, self.network.as_deref(), &self.tor)?)
+        Ok(eebt_tor::tor_server_config(&self.state_dir, self.network.as_deref(), &self.tor)?)
     }
-}
-
-fn onion_address<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<OnionReach>, D::Error> {
-    String::deserialize(from)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 #[cfg(test)]

@@ -138,12 +138,8 @@ struct Stranger {
 impl Stranger {
     async fn start(lab: &Lab) -> anyhow::Result<Self> {
         let none = toml::Table::new();
-        let config = eebt_tor::tor_client_config(
-            &lab.folder("stranger"),
-            none.clone(),
-            Some(lab.net.network_file()),
-            &none,
-        )?;
+        let config =
+            eebt_tor::tor_client_config(&lab.folder("stranger"), Some(lab.net.network_file()), &none)?;
         let runtime = arti_runtime();
         let tor = TorClient::with_runtime(runtime).config(config);
         let tor = tor.create_unbootstrapped_async().await?;

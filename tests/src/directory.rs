@@ -138,6 +138,14 @@ impl Directory {
         Ok((status.parse()?, body.to_owned()))
     }
 
+    /// Runs another command with its configuration: what that prints.
+    pub async fn command(&self, args: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(binary("hebtor-directory"));
+        let out = command.args(args).arg("--config").arg(&self.config).kill_on_drop(true).output().await?;
+        ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        Ok(String::from_utf8(out.stdout)?)
+    }
+
     /// A new ticket.
     pub async fn ticket(&self) -> anyhow::Result<Ticket> {
         let (status, body) = self.http(TICKET_TERMS, &[]).await?;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
-use eebt_proto::{BridgeLine, CircuitReach, PortSet, Reach};
+use eebt_proto::{BridgeLine, CircuitReach, OnionReach, PortSet, Reach};
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +23,9 @@ struct Config {
     state_dir: PathBuf,
     pid_file: PathBuf,
     network: Option<PathBuf>,
+    reach: Vec<String>,
+    #[serde(default)]
+    directories: Vec<OnionReach>,
     listen: SocketAddr,
     address: SocketAddr,
     egress_address: std::net::IpAddr,
