@@ -107,10 +107,11 @@ impl Index {
     }
 }
 
-/// From where changes are read again, where nothing newer than `seen` came for so long. Whoever writes one now, by
-/// whatever clock, dates it so much later: when nothing changes, soon nothing is read.
+/// From where changes are read again, where nothing newer than `seen` came for so long. Whoever writes one
+/// now, by whatever clock, dates it so much later: when nothing changes, soon nothing is read.
 fn resume_at(seen: SystemTime, since: Duration) -> SystemTime {
-    seen.checked_sub(OVERLAP.saturating_sub(since)).unwrap_or(UNIX_EPOCH)
+    let overlap = OVERLAP.saturating_sub(since);
+    seen.checked_sub(overlap).map_or(UNIX_EPOCH, |at| at.max(UNIX_EPOCH))
 }
 
 /// An error with its causes on one line.
