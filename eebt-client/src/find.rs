@@ -249,7 +249,7 @@ fn check(reply: &Reply) -> Result<(), FindError> {
     }
     let code = reply.json::<ErrorBody>().map(|body| body.error.code).unwrap_or_default();
     match code.as_str() {
-        "ticket_expired" | "ticket_bad" => Err(FindError::Ticket),
+        "ticket_expired" | "ticket_bad" | "too_many_wishes" => Err(FindError::Ticket),
         _ => Err(FindError::Refused { status: reply.status.as_u16() }),
     }
 }

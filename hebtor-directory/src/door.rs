@@ -24,7 +24,7 @@ const CHECKS_WAITING: usize = 64;
 const GUESTS: usize = 100_000;
 
 /// Different wishes that one ticket may have: with each it can learn of other exit bridges.
-pub const MAX_WISHES: usize = 4;
+pub const MAX_WISHES: usize = 2;
 
 /// How many times at once, and how often over time, a ticket may ask.
 pub const ASKS: Rate = Rate { burst: 8, every: Duration::from_secs(60) };
@@ -284,10 +284,10 @@ mod tests {
         let door = door();
         let me = TicketId([1; 32]);
         let wishes = |port| Wishes { port: Some(port), ..Wishes::default() };
-        (0..4).for_each(|n| door.count_ask(me, &wishes(n)).unwrap());
-        assert!(matches!(door.count_ask(me, &wishes(4)), Err(Excess::Wishes)));
+        (0..2).for_each(|n| door.count_ask(me, &wishes(n)).unwrap());
+        assert!(matches!(door.count_ask(me, &wishes(2)), Err(Excess::Wishes)));
         door.count_ask(me, &wishes(0)).unwrap();
-        assert_eq!(door.count_report(me).unwrap().len(), 4);
+        assert_eq!(door.count_report(me).unwrap().len(), 2);
     }
 
     #[test]

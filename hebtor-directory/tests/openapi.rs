@@ -335,13 +335,13 @@ async fn clients_ask(spec: &mut Spec) {
     let given: HandOut = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!(given.exit_bridges.len(), 3);
     let circuit = Wishes { reach: Some(ReachName::Circuit), ..Wishes::default() };
-    for (wishes, expected) in [(port(80), 3), (port(22), 0), (circuit, 1)] {
-        let answer = spec.send(addr, "post", paths::EXIT_BRIDGES, &ask(&first, wishes)).await;
+    for (n, wishes, expected) in [(1, port(80), 3), (3, port(22), 0), (3, circuit, 1)] {
+        let answer = spec.send(addr, "post", paths::EXIT_BRIDGES, &ask(&ticket(&terms, n), wishes)).await;
         let given: HandOut = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!(given.exit_bridges.len(), expected);
     }
-    let a_fifth = ask(&first, port(25));
-    spec.provoke(addr, paths::EXIT_BRIDGES, &a_fifth, 429, "too_many_wishes").await;
+    let a_third = ask(&first, port(25));
+    spec.provoke(addr, paths::EXIT_BRIDGES, &a_third, 429, "too_many_wishes").await;
     let second = ticket(&terms, 2);
     for _ in 0..8 {
         let answer = spec.send(addr, "post", paths::EXIT_BRIDGES, &ask(&second, Wishes::default())).await;

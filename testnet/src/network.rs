@@ -218,6 +218,7 @@ impl TestNet {
         fs::write(&empty, "").map_err(TestNetError::file("write", &empty))?;
         let common = Common {
             empty_file: empty,
+            bandwidths: dir.join("bandwidths"),
             authorities: plans.iter().filter_map(Plan::dir_authority).collect(),
             scheduler: builder.scheduler,
             owner_pid: std::process::id(),
@@ -260,13 +261,20 @@ impl TestNet {
         for plan in &plans[authorities..] {
             net.tors.push(net.spawn(&plan.nickname)?);
         }
+        for (index, plan) in plans[authorities..].iter().enumerate() {
+            let relay = net.identity(plan, index).await?;
+            net.relays.push(relay);
+        }
+        let bandwidths = torrc::bandwidths(&net.relays, SystemTime::now());
+        fs::write(&net.common.bandwidths, bandwidths)
+            .map_err(TestNetError::file("write", &net.common.bandwidths))?;
         tokio::time::sleep(AUTHORITIES_AFTER.saturating_sub(started.elapsed())).await;
         for (index, plan) in plans[..authorities].iter().enumerate() {
             net.tors.insert(index, net.spawn(&plan.nickname)?); // tors are in the order of plans
         }
-        for (index, plan) in plans.iter().enumerate() {
+        for (index, plan) in plans[..authorities].iter().enumerate() {
             let relay = net.identity(plan, index).await?;
-            net.relays.push(relay);
+            net.relays.insert(index, relay);
         }
 
         say("waiting for a consensus that lists every relay");

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +63,8 @@ impl RelayInfo {
 pub(crate) struct Common {
     /// An empty file, in place of 25 MB of geoip text that each tor would parse.
     pub(crate) empty_file: PathBuf,
+    /// What the authorities vote for as each relay's bandwidth.
+    pub(crate) bandwidths: PathBuf,
     /// One `DirAuthority` value each.
     pub(crate) authorities: Vec<String>,
     pub(crate) scheduler: Scheduler,
@@ -83,6 +86,19 @@ pub(crate) struct Relay<'a> {
     pub(crate) dirport: Option<u16>,
     /// `name=value` for the consensus; for authorities.
     pub(crate) consensus_params: &'a [String],
+}
+
+/// A bandwidth file (bandwidth-file-spec) that gives these relays the same.
+///
+/// Without it relays have what they saw of themselves. An exit that carried nothing yet then has 0, and is
+/// no exit for clients until it has. Tor heeds such files where there are three authorities or more, for
+/// three days, and never for authorities: those have 0, and so clients leave them alone.
+pub(crate) fn bandwidths(relays: &[RelayInfo], now: SystemTime) -> String {
+    let mut text = format!("{}\n", now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
+    for relay in relays {
+        line(&mut text, &format!("node_id=${}", relay.rsa_identity), "bw=1000");
+    }
+    text
 }
 
 /// The `DirAuthority` value of an authority.
@@ -116,7 +132,10 @@ pub(crate) fn relay(common: &Common, data: &Path, relay: &Relay<'_>) -> String {
             line(&mut text, "ExitPolicy", "accept *:*");
         }
         Role::Middle => line(&mut text, "ExitRelay", 0),
-        Role::Authority => authority(&mut text, relay),
+        Role::Authority => {
+            line(&mut text, "V3BandwidthsFile", quoted(&common.bandwidths));
+            authority(&mut text, relay);
+        }
     }
     text
 }
@@ -219,6 +238,7 @@ mod tests {
     fn common() -> Common {
         Common {
             empty_file: "/n/empty".into(),
+            bandwidths: "/n/bandwidths".into(),
             authorities: Vec::new(),
             scheduler: Scheduler::Kist(2),
             owner_pid: 7,

@@ -61,6 +61,11 @@ async fn two_networks_side_by_side_and_nothing_left_behind() {
         assert_eq!(blocking.last_peer_ip(), Some(net.exit_egress_ip()));
         assert_eq!(get(net.socks_addr(), &origins.open().url("/")).await.1, 200);
         assert!(std::fs::read_to_string(net.network_file()).unwrap().contains("fallback_caches"));
+        // Exits that carried nothing yet are as good as those that did.
+        let consensus = net.dir().join("nodes/client/data/cached-microdesc-consensus");
+        let consensus = std::fs::read_to_string(consensus).unwrap();
+        let measured = net.relays().iter().filter(|relay| relay.role != Role::Authority).count();
+        assert_eq!(consensus.matches("\nw Bandwidth=1000\n").count(), measured, "{consensus}");
     }
 
     // Three links out and three back, on a circuit that is built already.

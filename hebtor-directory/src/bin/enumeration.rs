@@ -30,6 +30,9 @@ use serde::Serialize;
 /// Where exit bridges are: as many in each.
 const COUNTRIES: [&str; 10] = ["DE", "FI", "FR", "GB", "NL", "PL", "RO", "SE", "US", "CA"];
 
+/// Wishes that can be told apart: a country and one of two reaches each.
+const MOST_WISHES: usize = 2 * COUNTRIES.len();
+
 /// When the share of what is known is noted, in minutes; the mean of the minutes before.
 const MARKS: [u32; 3] = [60, 6 * 60, 24 * 60];
 
@@ -52,7 +55,7 @@ struct Args {
     /// Mean life of an exit bridge; lives are exponential.
     #[arg(long, value_delimiter = ',', default_values = ["15m", "1h", "6h"])]
     life: Vec<humantime::Duration>,
-    /// Different wishes that the censor asks with, at most what the directory lets a ticket have.
+    /// Different wishes that the censor asks with; by default as many as the directory lets a ticket have.
     #[arg(long, default_value_t = MAX_WISHES)]
     wishes: usize,
     /// The same seed gives the same figures.
@@ -140,7 +143,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    ensure!((1..=MAX_WISHES).contains(&args.wishes), "--wishes: must be from 1 to {MAX_WISHES}");
+    ensure!((1..=MOST_WISHES).contains(&args.wishes), "--wishes: must be from 1 to {MOST_WISHES}");
     ensure!(args.exit_bridges > 0 && args.clients > 0, "there must be exit bridges and clients");
     let ticket = cost_of_a_ticket(&Config::default().terms([0; 32]))?;
     eprintln!("a ticket costs {:.1} s of one core, and {:.0} MiB", ticket.seconds, ticket.mib);
@@ -514,7 +517,7 @@ mod tests {
     #[test]
     fn fewer_wishes_show_less() {
         let one = day(&Plan { wishes: 1, ..plan(Choice::Ring, 5, 360.0) });
-        let four = day(&plan(Choice::Ring, 5, 360.0));
+        let four = day(&Plan { wishes: 4, ..plan(Choice::Ring, 5, 360.0) });
         assert!(one.harvested[2] < four.harvested[2], "{one:?} {four:?}");
     }
 
