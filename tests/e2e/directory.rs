@@ -1,15 +1,16 @@
 //! The exit-bridge directory: exit bridges register, clients find them, and nobody else learns much.
 
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::ensure;
 use ed25519_dalek::{Signer as _, SigningKey};
 use eebt_proto::descriptor::to_millis;
 use eebt_proto::directory::{DESCRIPTORS, ErrorBody, Registered, Wishes};
-use eebt_proto::{BridgeDescriptor, BridgeLine, OnionReach, PortSet, Reach};
+use eebt_proto::{BridgeDescriptor, BridgeLine, OnionReach, PortSet, Reach, Ticket};
 use futures::future::try_join_all;
 use nix::sys::signal::Signal;
-use tests::directory::HANDED_OUT_FOR;
+use tests::directory::{Directory, HANDED_OUT_FOR};
 
 use crate::Suite;
 
@@ -176,6 +177,26 @@ pub fn cases(suite: &mut Suite) {
         },
     );
 
+    suite.case("a client that changes its mind too often makes another ticket", async |lab| {
+        let directory = lab.directory().run().await?;
+        let bridge = lab.bridge().registers_with(&directory).set("country", "SE").run().await?;
+        directory.until_handed_out(&bridge.line, true, SOON).await?;
+        let peer = lab.origins.open().url("/peer");
+        let mut client = lab.client().asks(&directory).run().await?;
+        ensure!(client.get(&peer).await?.status == 200);
+        let state = client.dir.join("state");
+        let first = ticket_in(&state, &directory)?;
+        directory.ask(&first, Wishes { port: Some(80), ..Wishes::default() }).await?;
+        client.process.signal(Signal::SIGTERM);
+        client.process.exit_code(Duration::from_secs(10)).await?;
+        // Its third wish with this ticket.
+        let client = lab.client().asks(&directory).set("country", "SE");
+        let client = client.set("state_dir", state.display().to_string()).run().await?;
+        ensure!(client.get(&peer).await?.text.trim() == bridge.ip.to_string());
+        ensure!(ticket_in(&state, &directory)?.key != first.key, "the same ticket");
+        Ok(())
+    });
+
     suite.case(
         "the directory learns no target and no client, and says nothing of exit bridges",
         async |lab| {
@@ -199,10 +220,8 @@ pub fn cases(suite: &mut Suite) {
             let holds =
                 |hay: &[u8], needle: &str| hay.windows(needle.len()).any(|at| at == needle.as_bytes());
             let Reach::Onion(reach) = &bridge.line.reach else { anyhow::bail!("an onion exit bridge") };
-            let tickets = std::fs::read_to_string(client.dir.join("state/tickets.json"))?;
-            let tickets: serde_json::Value = serde_json::from_str(&tickets)?;
-            let key =
-                tickets[directory.address.to_string()]["ticket"]["key"].as_str().expect("key").to_owned();
+            let ticket = serde_json::to_value(ticket_in(&client.dir.join("state"), &directory)?)?;
+            let key = ticket["key"].as_str().expect("a string").to_owned();
             let target = origin.addr().to_string();
             let egress = bridge.ip.to_string();
             let onion = reach.to_string();
@@ -220,6 +239,41 @@ pub fn cases(suite: &mut Suite) {
             Ok(())
         },
     );
+
+    suite.case("a pool's exit bridges are given to nobody but its operator", async |lab| {
+        let shares = toml::Table::from_iter([("reserve".into(), 0.into()), ("private".into(), 100.into())]);
+        let directory = lab.directory().set("hand_out", shares).run().await?;
+        let bridge = lab.bridge().registers_with(&directory).run().await?;
+        directory.command(&["pool", "set", "friends", "--size", "1"]).await?;
+        let start = Instant::now();
+        let lines = loop {
+            let lines = directory.command(&["pool", "show", "friends"]).await?;
+            if !lines.is_empty() {
+                break lines;
+            }
+            ensure!(start.elapsed() < SOON, "the pool stays empty");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        };
+        ensure!(lines.trim() == bridge.line.to_string(), "{lines}");
+        ensure!(!directory.hands_out(&bridge.line).await?, "it is handed out as well");
+        // What the operator copies is what his friends need.
+        let client = lab.client().via_line(&lines.trim().parse()?).run().await?;
+        let page = client.get(&lab.origins.open().url("/peer")).await?;
+        ensure!(page.text.trim() == bridge.ip.to_string(), "{page:?}");
+        Ok(())
+    });
+
+    suite.case("a client of two directories works with the one that answers", async |lab| {
+        let dead = lab.directory().run().await?;
+        let alive = lab.directory().run().await?;
+        let bridge = lab.bridge().registers_with(&alive).run().await?;
+        alive.until_handed_out(&bridge.line, true, SOON).await?;
+        dead.process.signal(Signal::SIGKILL);
+        let client = lab.client().asks(&dead).asks(&alive).run().await?;
+        let page = client.get(&lab.origins.open().url("/peer")).await?;
+        ensure!(page.text.trim() == bridge.ip.to_string(), "{page:?}");
+        Ok(())
+    });
 
     suite.case("two replicas on one PostgreSQL give a client the same answer", async |lab| {
         let postgres = testnet::Postgres::start()?;
@@ -247,4 +301,10 @@ pub fn cases(suite: &mut Suite) {
         ensure!(given.len() == 4, "{} of 4 were given to anybody", given.len());
         Ok(())
     });
+}
+
+/// The ticket for a directory that a client keeps in its state.
+fn ticket_in(state: &Path, directory: &Directory) -> anyhow::Result<Ticket> {
+    let tickets: serde_json::Value = serde_json::from_slice(&std::fs::read(state.join("tickets.json"))?)?;
+    Ok(serde_json::from_value(tickets[directory.address.to_string()]["ticket"].clone())?)
 }

@@ -194,6 +194,6 @@ impl BridgeBuilder<'_> {
 impl ClientBuilder<'_> {
     /// Lets it ask a directory.
     pub fn asks(self, directory: &Directory) -> Self {
-        self.set("directories", vec![directory.address.to_string()])
+        self.add("directories", directory.address.to_string())
     }
 }

@@ -230,9 +230,14 @@ impl<'a> ClientBuilder<'a> {
     }
 
     /// Adds an exit bridge by its line.
-    pub fn via_line(mut self, line: &BridgeLine) -> Self {
-        let lines = self.config.entry("bridges").or_insert_with(|| toml::Value::Array(Vec::new()));
-        lines.as_array_mut().expect("bridges").push(line.to_string().into());
+    pub fn via_line(self, line: &BridgeLine) -> Self {
+        self.add("bridges", line.to_string())
+    }
+
+    /// Adds to a key of its configuration that is a list.
+    pub(crate) fn add(mut self, key: &str, value: String) -> Self {
+        let list = self.config.entry(key).or_insert_with(|| toml::Value::Array(Vec::new()));
+        list.as_array_mut().expect("a list").push(value.into());
         self
     }
 
@@ -252,7 +257,8 @@ impl<'a> ClientBuilder<'a> {
     pub async fn run(self) -> anyhow::Result<Client> {
         let dir = self.lab.folder("client");
         let mut config = self.config;
-        config.insert("state_dir".into(), dir.join("state").display().to_string().into());
+        let state = || dir.join("state").display().to_string().into();
+        config.entry("state_dir").or_insert_with(state);
         let path = dir.join("client.toml");
         std::fs::write(&path, toml::to_string(&config)?)?;
         let mut command = Command::new(binary("eebt-client"));
