@@ -22,8 +22,17 @@ pub struct Config {
     pub allow_remote: bool,
     /// Which targets leave through an exit bridge.
     pub mode: Mode,
-    /// For mode `rules`: `PATTERN=exit-bridge` or `PATTERN=tor`; the first that matches wins.
+    /// For modes `auto` and `rules`: `PATTERN=exit-bridge`, `PATTERN=tor` or `PATTERN=auto`; the first that
+    /// matches wins.
     pub rules: Vec<Rule>,
+    /// How long it is remembered that a target turned Tor away.
+    #[serde(with = "humantime_serde")]
+    pub verdict_lifetime: Duration,
+    /// Where that is kept when the program ends; only in memory when not set.
+    pub verdict_file: Option<PathBuf>,
+    /// How long a target may be silent before an exit bridge is asked beside Tor.
+    #[serde(with = "humantime_serde")]
+    pub patience: Duration,
     /// Bridge lines.
     #[serde(deserialize_with = "bridge_lines")]
     pub bridges: Vec<BridgeLine>,
@@ -63,6 +72,9 @@ impl Default for Config {
             allow_remote: false,
             mode: Mode::default(),
             rules: Vec::new(),
+            verdict_lifetime: Duration::from_secs(6 * 3600),
+            verdict_file: None,
+            patience: Duration::from_secs(10),
             bridges: Vec::new(),
             bridge_file: None,
             directories: Vec::new(),
@@ -109,6 +121,9 @@ impl Config {
         }
         if self.threads == 0 {
             return bad("threads", "must be at least 1");
+        }
+        if self.patience < Duration::from_secs(1) {
+            return bad("patience", "must be at least 1s");
         }
         if self.connect_timeout.is_zero() || self.handshake_timeout.is_zero() {
             return bad("connect_timeout, handshake_timeout", "must be more than 0");

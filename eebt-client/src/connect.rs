@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arti_client::isolation::IsolationHelper;
 use arti_client::{StreamPrefs, TorClient};
@@ -11,14 +11,18 @@ use eebt_proto::special_use::special_use;
 use eebt_tor::{CircuitError, PathKind, TorRuntime};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use tokio::net::TcpStream;
 use tokio::sync::{broadcast, watch};
 use tor_cell::relaycell::msg::EndReason;
 use tor_error::{ErrorKind, HasKind as _};
 use tor_proto::client::stream::DataStream;
 
+use crate::auto::{self, Settled};
+use crate::blocked::Reason;
 use crate::bridges::{BridgeId, Bridges, Now, Source};
 use crate::circuits::{Circuit, Circuits};
 use crate::route::{Mode, Route, Rule, route};
+use crate::verdicts::Verdicts;
 
 /// How long one exit bridge may keep us waiting before another one is tried beside it.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -132,6 +136,8 @@ pub struct Connector {
     timeout: Duration,
     test_network: bool,
     failures: broadcast::Sender<BridgeId>,
+    verdicts: Arc<Verdicts>,
+    patience: Duration,
     /// How many exit-bridge directories are being asked: while one is, it is worth waiting.
     asking: watch::Receiver<usize>,
 }
@@ -142,6 +148,8 @@ pub struct Opened {
     pub stream: DataStream,
     /// The circuit to an exit bridge that it is on.
     pub circuit: Option<(BridgeId, Circuit)>,
+    /// Over Tor, to a target that may turn Tor away: an exit bridge is the other way.
+    pub undecided: bool,
 }
 
 impl Connector {
@@ -164,6 +172,8 @@ impl Connector {
             timeout: config.connect_timeout,
             test_network: config.network.is_some(),
             failures: broadcast::Sender::new(16),
+            verdicts: Arc::new(Verdicts::new(config.verdict_lifetime, config.verdict_file.clone())),
+            patience: config.patience,
             asking,
         }
     }
@@ -180,21 +190,94 @@ impl Connector {
     pub async fn connect(&self, group: &Group, host: &str, port: u16) -> Result<Opened, ConnectError> {
         let open = async {
             match route(self.mode, &self.rules, host) {
-                Route::Tor => {
-                    let prefs = self.prefs(group);
-                    let stream = self.tor.connect_with_prefs((host, port), &prefs).await;
-                    Ok(Opened { stream: stream.map_err(|e| plain_tor(&e))?, circuit: None })
+                Route::Tor => self.through_tor(group, host, port).await,
+                Route::ExitBridge => self.through_exit_bridge(group, host, port).await,
+                Route::Auto if self.verdicts.refuses(host, port, SystemTime::now()) => {
+                    match self.through_exit_bridge(group, host, port).await {
+                        // There is none that works: the target may say why it does not want Tor.
+                        Err(ConnectError::NoExitBridge | ConnectError::ExitBridges(_)) => {
+                            self.through_tor(group, host, port).await
+                        }
+                        opened => opened,
+                    }
                 }
-                Route::ExitBridge => {
-                    let target = eebt_proto::Target::new(host, port).map_err(|_| ConnectError::BadTarget)?;
-                    let host = host_text(&target.host);
-                    let begin = Begin { host, port, optimistic: self.optimistic };
-                    let (stream, id, circuit) = self.on_exit_bridge(group, port, &begin).await?;
-                    Ok(Opened { stream, circuit: Some((id, circuit)) })
-                }
+                Route::Auto => match self.through_tor(group, host, port).await {
+                    Ok(opened) => Ok(Opened { undecided: true, ..opened }),
+                    Err(error) => {
+                        let Some(reason) = worth_an_exit_bridge(&error) else { return Err(error) };
+                        let opened = self.through_exit_bridge(group, host, port).await.map_err(|_| error)?;
+                        // Without optimistic data an open stream is one that the target has taken.
+                        if let (Some(reason), false) = (reason, self.optimistic) {
+                            self.verdicts.note(host, port, reason, SystemTime::now());
+                        }
+                        Ok(opened)
+                    }
+                },
             }
         };
         tokio::time::timeout(self.timeout, open).await.unwrap_or(Err(ConnectError::Timeout))
+    }
+
+    async fn through_tor(&self, group: &Group, host: &str, port: u16) -> Result<Opened, ConnectError> {
+        let stream = self.tor.connect_with_prefs((host, port), &self.prefs(group)).await;
+        let stream = stream.map_err(|error| plain_tor(&error))?;
+        Ok(Opened { stream, circuit: None, undecided: false })
+    }
+
+    async fn through_exit_bridge(
+        &self,
+        group: &Group,
+        host: &str,
+        port: u16,
+    ) -> Result<Opened, ConnectError> {
+        let target = eebt_proto::Target::new(host, port).map_err(|_| ConnectError::BadTarget)?;
+        let begin = Begin { host: host_text(&target.host), port, optimistic: self.optimistic };
+        let (stream, id, circuit) = self.on_exit_bridge(group, port, &begin).await?;
+        Ok(Opened { stream, circuit: Some((id, circuit)), undecided: false })
+    }
+
+    /// Sees whether the target of an undecided stream answers Tor, and goes to an exit bridge if not.
+    /// `sent` is what the program has said already.
+    ///
+    /// # Errors
+    /// The program's side broke.
+    pub(crate) async fn settle(
+        &self,
+        group: &Group,
+        host: &str,
+        port: u16,
+        program: &mut TcpStream,
+        opened: Opened,
+        sent: Vec<u8>,
+    ) -> std::io::Result<Settled<DataStream, (BridgeId, Circuit)>> {
+        let other = async {
+            let opening = self.through_exit_bridge(group, host, port);
+            let opened = tokio::time::timeout(self.timeout, opening).await.ok()?;
+            let opened = opened.inspect_err(|error| tracing::info!(%error, "no exit bridge instead of Tor"));
+            opened.ok().and_then(|opened| Some((opened.stream, opened.circuit?)))
+        };
+        let mut settled = auto::settle(program, opened.stream, sent, self.patience, other).await?;
+        if let Some(reason) = settled.blocked {
+            self.verdicts.note(host, port, reason, SystemTime::now());
+        }
+        if let Some(overtaken) = settled.overtaken.take() {
+            let (verdicts, host, patience) = (Arc::clone(&self.verdicts), host.to_owned(), self.patience);
+            tokio::spawn(async move {
+                if auto::is_silent(overtaken, patience).await {
+                    verdicts.note(&host, port, Reason::Silent, SystemTime::now());
+                }
+            });
+        }
+        if let Some(((id, circuit), error)) = &settled.failed {
+            self.note_break(group, *id, circuit, error, false).await;
+        }
+        if let Some((id, circuit)) = &settled.exit_bridge {
+            self.note_answer(*id);
+            if let Some(error) = &settled.broke {
+                self.note_break(group, *id, circuit, error, true).await;
+            }
+        }
+        Ok(settled)
     }
 
     /// The addresses of a name, as seen from where a stream to it would leave.
@@ -204,7 +287,7 @@ impl Connector {
     pub async fn resolve(&self, group: &Group, host: &str) -> Result<Vec<IpAddr>, ConnectError> {
         let look_up = async {
             match route(self.mode, &self.rules, host) {
-                Route::Tor => {
+                Route::Tor | Route::Auto => {
                     self.tor.resolve_with_prefs(host, &self.prefs(group)).await.map_err(|e| plain_tor(&e))
                 }
                 Route::ExitBridge => {
@@ -231,7 +314,7 @@ impl Connector {
     pub async fn resolve_ptr(&self, group: &Group, ip: IpAddr) -> Result<Vec<String>, ConnectError> {
         let look_up = async {
             match route(self.mode, &self.rules, &ip.to_string()) {
-                Route::Tor => {
+                Route::Tor | Route::Auto => {
                     self.tor.resolve_ptr_with_prefs(ip, &self.prefs(group)).await.map_err(|e| plain_tor(&e))
                 }
                 Route::ExitBridge => {
@@ -488,6 +571,16 @@ fn judge(error: &tor_circmgr::Error) -> Verdict {
         },
         tor_proto::Error::ResolveError(_) => Verdict::Target(TargetFailure::Unreachable),
         _ => Verdict::Circuit,
+    }
+}
+
+/// Whether an exit bridge may succeed where plain Tor failed, and what that says about the target.
+fn worth_an_exit_bridge(error: &ConnectError) -> Option<Option<Reason>> {
+    match error {
+        ConnectError::Target(TargetFailure::Refused) => Some(Some(Reason::Refused)),
+        ConnectError::Target(TargetFailure::TimedOut) => Some(Some(Reason::Silent)),
+        ConnectError::Target(TargetFailure::Other) | ConnectError::Tor(_) => Some(None),
+        _ => None,
     }
 }
 

@@ -267,17 +267,7 @@ impl TicketFile {
     }
 
     fn write(&self, tickets: &Tickets) -> std::io::Result<()> {
-        use std::io::Write as _;
-        use std::os::unix::fs::OpenOptionsExt as _;
-        if let Some(dir) = self.path.parent() {
-            std::fs::create_dir_all(dir)?;
-        }
-        let new = self.path.with_extension("new");
-        let _left_over = std::fs::remove_file(&new);
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec(tickets)?)?;
-        file.sync_all()?;
-        std::fs::rename(&new, &self.path)
+        crate::private_file::write(&self.path, &serde_json::to_vec(tickets)?)
     }
 
     async fn get(&self, directory: &OnionReach) -> Option<Kept> {

@@ -3,13 +3,16 @@
 //! The data path, in the order of the files: a program speaks SOCKS or HTTP CONNECT to [`listen`];
 //! [`route`] decides, as a pure function, whether the target is reached as usual or through an exit
 //! bridge; [`bridges`] says which one serves this isolation group, [`circuits`] holds the circuits to
-//! it, [`connect`] opens the stream and tries another exit bridge when one is dead; [`listen`] copies
+//! it, [`connect`] opens the stream and tries another exit bridge when one is dead; [`auto`] watches
+//! whether the target answers Tor, which [`blocked`] tells and [`verdicts`] remembers; [`listen`] copies
 //! bytes until one side is done. [`find`] asks exit-bridge directories for exit bridges.
 //!
 //! It fails closed: there is no code here that connects to a target.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod auto;
+pub mod blocked;
 pub mod bridges;
 pub mod circuits;
 pub mod client;
@@ -17,7 +20,9 @@ pub mod config;
 pub mod connect;
 pub mod find;
 pub mod listen;
+mod private_file;
 pub mod route;
+pub mod verdicts;
 
 pub use client::{Client, RunError};
 pub use config::Config;

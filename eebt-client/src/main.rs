@@ -34,9 +34,13 @@ struct Args {
     /// Which targets leave through an exit bridge.
     #[arg(long, value_enum)]
     mode: Option<Mode>,
-    /// For mode `rules`: PATTERN=exit-bridge or PATTERN=tor; the first that matches wins (repeatable).
+    /// PATTERN=exit-bridge, PATTERN=tor or PATTERN=auto, for modes `auto` and `rules`; the first that matches
+    /// wins (repeatable).
     #[arg(long = "rule", value_name = "PATTERN=WAY")]
     rules: Vec<Rule>,
+    /// Where to keep which targets turned Tor away, when the program ends; not kept without it.
+    #[arg(long, value_name = "FILE")]
+    verdict_file: Option<PathBuf>,
     /// Relays before the exit bridge.
     #[arg(long, value_enum)]
     path: Option<PathKind>,
@@ -99,10 +103,10 @@ impl Args {
         }
         if !self.rules.is_empty() {
             config.rules = self.rules;
-            config.mode = Mode::Rules;
         }
         config.bridge_file = self.bridge_file.or(config.bridge_file);
         config.mode = self.mode.unwrap_or(config.mode);
+        config.verdict_file = self.verdict_file.or(config.verdict_file);
         config.path = self.path.unwrap_or(config.path);
         config.optimistic = self.optimistic.unwrap_or(config.optimistic);
         config.state_dir = self.state_dir.or(config.state_dir);

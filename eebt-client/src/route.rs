@@ -9,8 +9,11 @@ use serde::Deserialize;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// Everything leaves through an exit bridge.
+    /// As the rules say; what no rule matches takes plain Tor first, and an exit bridge when the origin
+    /// turns Tor away.
     #[default]
+    Auto,
+    /// Everything leaves through an exit bridge.
     Always,
     /// Nothing does: plain Tor.
     Never,
@@ -25,9 +28,11 @@ pub enum Route {
     Tor,
     /// An exit bridge.
     ExitBridge,
+    /// A Tor exit first, and an exit bridge when the origin turns Tor away.
+    Auto,
 }
 
-/// One rule: a pattern and a way. Written `PATTERN=exit-bridge` or `PATTERN=tor`.
+/// One rule: a pattern and a way. Written `PATTERN=exit-bridge`, `PATTERN=tor` or `PATTERN=auto`.
 ///
 /// `example.com` matches that host; `*.example.com` matches it and all hosts below it, as in Tor's
 /// `MapAddress`; `*` matches every host.
@@ -48,10 +53,10 @@ enum Pattern {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
     /// Not of the form `PATTERN=WAY`.
-    #[error("expected PATTERN=exit-bridge or PATTERN=tor")]
+    #[error("expected PATTERN=exit-bridge, PATTERN=tor or PATTERN=auto")]
     Form,
-    /// The way is neither.
-    #[error("{0:?} is neither exit-bridge nor tor")]
+    /// There is no such way.
+    #[error("{0:?} is not exit-bridge, tor or auto")]
     Way(String),
     /// The pattern can match no host.
     #[error("{0:?} is no host, no *.domain and no *")]
@@ -66,6 +71,7 @@ impl FromStr for Rule {
         let route = match way.trim() {
             "exit-bridge" => Route::ExitBridge,
             "tor" => Route::Tor,
+            "auto" => Route::Auto,
             other => return Err(RuleError::Way(other.to_owned())),
         };
         let written = pattern.trim();
@@ -109,7 +115,7 @@ impl Rule {
 }
 
 /// One spelling for each host: lower case, no final dot, addresses in their canonical form.
-fn normal(host: &str) -> String {
+pub(crate) fn normal(host: &str) -> String {
     match host.parse::<std::net::IpAddr>() {
         Ok(ip) => ip.to_canonical().to_string(),
         Err(_) => host.trim_end_matches('.').to_ascii_lowercase(),
@@ -124,10 +130,13 @@ pub fn route(mode: Mode, rules: &[Rule], host: &str) -> Route {
     if host == "onion" || host.ends_with(".onion") {
         return Route::Tor;
     }
+    let ruled =
+        |otherwise| rules.iter().find(|rule| rule.matches(&host)).map_or(otherwise, |rule| rule.route);
     match mode {
+        Mode::Auto => ruled(Route::Auto),
         Mode::Always => Route::ExitBridge,
         Mode::Never => Route::Tor,
-        Mode::Rules => rules.iter().find(|rule| rule.matches(&host)).map_or(Route::Tor, |rule| rule.route),
+        Mode::Rules => ruled(Route::Tor),
     }
 }
 
@@ -161,12 +170,17 @@ mod tests {
         assert_eq!(route(Mode::Always, &[], "example.com"), Route::ExitBridge);
         assert_eq!(route(Mode::Never, &rules, "example.com"), Route::Tor);
         assert_eq!(route(Mode::Rules, &rules, "example.com"), Route::ExitBridge);
+        assert_eq!(route(Mode::Auto, &rules, "example.com"), Route::ExitBridge);
+        assert_eq!(route(Mode::Auto, &[], "example.com"), Route::Auto);
+        assert_eq!(route(Mode::Rules, &self::rules(&["*=auto"]), "example.com"), Route::Auto);
     }
 
     #[test]
     fn onion_services_never_go_through_an_exit_bridge() {
         for host in ["abc.onion", "ABC.Onion.", "www.abc.onion"] {
-            assert_eq!(route(Mode::Always, &rules(&["*=exit-bridge"]), host), Route::Tor, "{host}");
+            for mode in [Mode::Always, Mode::Auto, Mode::Rules] {
+                assert_eq!(route(mode, &rules(&["*=exit-bridge"]), host), Route::Tor, "{host}");
+            }
         }
     }
 

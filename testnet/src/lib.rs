@@ -35,7 +35,7 @@ mod torrc;
 pub use delay::{DelayLink, delay_link};
 pub use error::TestNetError;
 pub use network::{TestNet, TestNetBuilder, UnlistedRelay};
-pub use origins::{Hit, Origin, Origins, OriginsConfig, OriginsError, Ports};
+pub use origins::{Hit, Origin, Origins, OriginsConfig, OriginsError, Ports, TurnAway};
 pub use postgres::Postgres;
 pub use state::{OriginState, State};
 pub use torrc::{RelayInfo, Role, Scheduler};

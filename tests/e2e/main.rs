@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests
 
+mod auto;
 mod bad_input;
 mod bulk;
 mod directory;
@@ -85,6 +86,7 @@ fn main() {
         second_tries: Arc::default(),
     };
     page::cases(&mut suite);
+    auto::cases(&mut suite);
     onion::cases(&mut suite);
     directory::cases(&mut suite);
     bulk::cases(&mut suite);

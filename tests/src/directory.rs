@@ -46,7 +46,8 @@ impl Lab {
     /// An exit-bridge directory that tests often and whose tickets are cheap.
     pub fn directory(&self) -> DirectoryBuilder<'_> {
         let ip = self.net.spare_ip();
-        let listen: SocketAddr = (std::net::Ipv4Addr::LOCALHOST, free_port([127, 0, 0, 1].into())).into();
+        // Not on 127.0.0.1, whose ports relays take for their connections.
+        let listen = SocketAddr::new(ip, free_port(ip));
         let echo = SocketAddr::new(ip, free_port(ip));
         let seconds = |time: Duration| toml::Value::from(format!("{}s", time.as_secs()));
         let table = |pairs: &[(&str, toml::Value)]| {

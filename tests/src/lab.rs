@@ -64,9 +64,10 @@ impl Lab {
         BridgeBuilder { lab: self, ip, config, log: LOG, link: None }
     }
 
-    /// A client of these exit bridges.
+    /// A client that sends everything through its exit bridges.
     pub fn client(&self) -> ClientBuilder<'_> {
         let mut config = toml::Table::new();
+        config.insert("mode".into(), "always".into());
         config.insert("network".into(), self.net.network_file().display().to_string().into());
         config.insert("listen".into(), vec![toml::Value::from("127.0.0.1:0")].into());
         ClientBuilder { lab: self, config, log: LOG }

@@ -109,7 +109,8 @@ async fn serve_program(
                 Ask::Connect(host, port) => {
                     let opened = connector.connect(&group, &host, port).await;
                     let reply = request.reply(opened.as_ref().map(|_| None));
-                    finish(tcp, &reply, &request.early_data, opened, &group, connector).await
+                    let target = (host.as_str(), port);
+                    finish(tcp, &reply, request.early_data, opened, &group, target, connector).await
                 }
                 Ask::Resolve(host) => {
                     let found = connector.resolve(&group, &host).await;
@@ -127,7 +128,8 @@ async fn serve_program(
             let group = group(crate::connect::Protocol::HttpConnect, request.credentials);
             let opened = connector.connect(&group, &request.host, request.port).await;
             let reply = http::reply(opened.as_ref().map(|_| ()));
-            finish(tcp, reply.as_bytes(), &request.early_data, opened, &group, connector).await
+            let target = (request.host.as_str(), request.port);
+            finish(tcp, reply.as_bytes(), request.early_data, opened, &group, target, connector).await
         }
     }
 }
@@ -141,19 +143,45 @@ enum Talk {
 async fn finish(
     mut tcp: TcpStream,
     reply: &[u8],
-    early_data: &[u8],
+    early_data: Vec<u8>,
     opened: Result<Opened, ConnectError>,
     group: &Group,
+    (host, port): (&str, u16),
     connector: &Connector,
 ) -> Result<(), RequestError> {
     tcp.write_all(reply).await.map_err(RequestError::Io)?;
-    match opened {
-        Ok(opened) => copy(tcp, early_data, opened, group, connector).await.map_err(RequestError::Io),
+    let opened = match opened {
+        Ok(opened) => opened,
         Err(error) => {
             tracing::info!(%error, "no stream");
-            Ok(())
+            return Ok(());
         }
+    };
+    let copied = if opened.undecided {
+        settle_and_copy(tcp, early_data, opened, group, (host, port), connector).await
+    } else {
+        copy(tcp, &early_data, opened, group, connector).await
+    };
+    copied.map_err(RequestError::Io)
+}
+
+/// Copies, once it is clear which way.
+async fn settle_and_copy(
+    mut tcp: TcpStream,
+    early_data: Vec<u8>,
+    opened: Opened,
+    group: &Group,
+    (host, port): (&str, u16),
+    connector: &Connector,
+) -> std::io::Result<()> {
+    let settled = connector.settle(group, host, port, &mut tcp, opened, early_data).await?;
+    tcp.write_all(&settled.got).await?;
+    if let Some(error) = settled.broke {
+        tcp.set_zero_linger()?;
+        return Err(error);
     }
+    let opened = Opened { stream: settled.way, circuit: settled.exit_bridge, undecided: false };
+    copy(tcp, &[], opened, group, connector).await
 }
 
 /// Copies both ways. Tor has no half-closed streams: the end of either direction is the end of both.
@@ -165,7 +193,7 @@ async fn copy(
     group: &Group,
     connector: &Connector,
 ) -> std::io::Result<()> {
-    let Opened { stream, circuit } = opened;
+    let Opened { stream, circuit, .. } = opened;
     let ctrl = stream.client_stream_ctrl().cloned();
     let (mut tor_read, mut tor_write) = stream.split();
     let result = {

@@ -8,6 +8,7 @@
 //! | `/sink` (PUT, POST) | reads everything: `{"bytes": .., "sha256": ".."}` |
 //! | `/slow-sink?rate=BYTES_PER_SEC` | the same, slowly |
 //! | `/status/CODE` | that status |
+//! | `/late/MILLISECONDS` | the peer's address, so much later, 60 s at most |
 //! | `/hits` | who came, as JSON, oldest first |
 
 use std::net::IpAddr;
@@ -31,18 +32,26 @@ use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::bulk;
 use super::hits::HitLog;
+use super::{bulk, raw};
 
 /// What one http origin knows.
 #[derive(Debug)]
 pub(super) struct Site {
     pub(super) blocked: Vec<IpNet>,
+    /// What they meet instead of the block page.
+    pub(super) turn_away: Option<raw::Behaviour>,
     pub(super) hits: HitLog,
+}
+
+impl Site {
+    fn blocks(&self, ip: IpAddr) -> bool {
+        self.blocked.iter().any(|net| net.contains(&ip))
+    }
 }
 
 /// The peer of a connection, known to each of its requests.
@@ -57,14 +66,23 @@ pub(super) async fn serve(
     small_buffers: bool,
     stop: CancellationToken,
 ) {
-    let router = router(site);
+    let router = router(site.clone());
     let accepting = async {
         loop {
             let Ok((stream, peer)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(50)).await; // out of file descriptors, most likely
                 continue;
             };
-            let router = router.clone().layer(Extension(Peer(peer.ip().to_canonical())));
+            let ip = peer.ip().to_canonical();
+            if let Some(behaviour) = site.turn_away.filter(|_| site.blocks(ip)) {
+                site.hits.add(ip, "CONNECT", "");
+                let turned_away = async move {
+                    let _ = raw::behave(stream, behaviour).await; // the peer has gone
+                };
+                tokio::spawn(stop.clone().run_until_cancelled_owned(turned_away));
+                continue;
+            }
+            let router = router.clone().layer(Extension(Peer(ip)));
             let connection = connection(stream, router, tls.clone(), small_buffers);
             tokio::spawn(stop.clone().run_until_cancelled_owned(connection));
         }
@@ -103,6 +121,7 @@ fn router(site: Arc<Site>) -> Router {
         .route("/bulk/{bytes}", get(bulk_body))
         .route("/sink", put(sink).post(sink))
         .route("/slow-sink", put(slow_sink).post(slow_sink))
+        .route("/late/{milliseconds}", get(late))
         .route("/status/{code}", get(status).put(status).post(status))
         .fallback(page)
         .layer(middleware::from_fn_with_state(site.clone(), remember))
@@ -122,8 +141,7 @@ async fn remember(
 }
 
 async fn page(State(site): State<Arc<Site>>, Extension(Peer(ip)): Extension<Peer>) -> Response {
-    let blocked = site.blocked.iter().any(|net| net.contains(&ip));
-    let (status, title, text) = if blocked {
+    let (status, title, text) = if site.blocks(ip) {
         (StatusCode::FORBIDDEN, "Access denied", "Your address is on a list of Tor exit relays.")
     } else {
         (StatusCode::OK, "Welcome", "This site is happy to see you.")
@@ -193,6 +211,11 @@ async fn status(Path(code): Path<u16>) -> Response {
         Ok(status) if code >= 200 => status.into_response(),
         _ => (StatusCode::BAD_REQUEST, "a status code from 200 to 999\n").into_response(),
     }
+}
+
+async fn late(Path(milliseconds): Path<u64>, Extension(Peer(ip)): Extension<Peer>) -> String {
+    sleep(Duration::from_millis(milliseconds.min(60_000))).await;
+    ip.to_string()
 }
 
 async fn hits(State(site): State<Arc<Site>>) -> Response {

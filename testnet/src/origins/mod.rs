@@ -41,12 +41,25 @@ pub struct OriginsConfig {
     pub listen_ip: IpAddr,
     /// Whom `blocking` blocks: by default 127.0.0.1, where C tor exits on loopback arrive from.
     pub blocked: Vec<IpNet>,
+    /// What those meet instead of a page, if anything.
+    pub turn_away: Option<TurnAway>,
     /// Their ports.
     pub ports: Ports,
     /// Names in the TLS certificate, besides the addresses and the defaults.
     pub names: Vec<String>,
     /// Where `origin-ca.pem` is written; by default a temporary folder.
     pub ca_dir: Option<PathBuf>,
+}
+
+/// How a site treats the connections of those whom it blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TurnAway {
+    /// It resets them at their first byte, or after 100 ms.
+    Reset,
+    /// It closes them.
+    Close,
+    /// It takes them and does nothing.
+    Stall,
 }
 
 /// The ports of all origins; 0 takes any free one.
@@ -72,6 +85,7 @@ impl Default for OriginsConfig {
         Self {
             listen_ip: Ipv4Addr::LOCALHOST.into(),
             blocked: vec![IpAddr::from(Ipv4Addr::LOCALHOST).into()],
+            turn_away: None,
             ports: Ports::EPHEMERAL,
             names: Vec::new(),
             ca_dir: None,
@@ -244,6 +258,7 @@ impl Origins {
                 Kind::Http { blocks, tls, small_buffers } => {
                     let site = http::Site {
                         blocked: if blocks { config.blocked.clone() } else { Vec::new() },
+                        turn_away: config.turn_away.map(raw::Behaviour::from),
                         hits: hits.clone(),
                     };
                     let tls = tls.then(|| certificates.acceptor.clone());

@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::TurnAway;
 use super::hits::HitLog;
 
 /// What a raw origin does with each connection.
@@ -16,6 +17,16 @@ pub(super) enum Behaviour {
     Reset,
     Stall,
     Close,
+}
+
+impl From<TurnAway> for Behaviour {
+    fn from(how: TurnAway) -> Self {
+        match how {
+            TurnAway::Reset => Self::Reset,
+            TurnAway::Close => Self::Close,
+            TurnAway::Stall => Self::Stall,
+        }
+    }
 }
 
 /// Accepts until it is stopped.
@@ -40,7 +51,11 @@ pub(super) async fn serve(
     stop.run_until_cancelled(accepting).await;
 }
 
-async fn behave(mut stream: TcpStream, behaviour: Behaviour) -> io::Result<()> {
+/// Treats a connection so.
+///
+/// # Errors
+/// The peer has gone.
+pub(super) async fn behave(mut stream: TcpStream, behaviour: Behaviour) -> io::Result<()> {
     match behaviour {
         Behaviour::Echo => {
             stream.set_nodelay(true)?;

@@ -1,0 +1,151 @@
+//! Which targets refused Tor, for how long that is believed, and why.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::blocked::Reason;
+use crate::route::normal;
+
+/// How long silence is believed at most: a circuit that had trouble looks the same.
+const SILENCE: Duration = Duration::from_secs(600);
+
+/// Most verdicts that are kept; then those go that end first.
+const MAX: usize = 10_000;
+
+/// A target that refused Tor.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+struct Target(String, u16);
+
+/// That it did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Verdict {
+    reason: String,
+    #[serde(with = "humantime_serde")]
+    until: SystemTime,
+}
+
+/// The verdicts; in memory, and in a file only where the person asks for that.
+pub struct Verdicts {
+    known: Mutex<HashMap<Target, Verdict>>,
+    lifetime: Duration,
+    file: Option<PathBuf>,
+}
+
+impl Verdicts {
+    /// With those of the file. What can't be read there is forgotten: it will be learned again.
+    pub fn new(lifetime: Duration, file: Option<PathBuf>) -> Self {
+        let kept: Vec<(Target, Verdict)> = match &file {
+            Some(path) => std::fs::read(path)
+                .ok()
+                .and_then(|text| {
+                    let read = serde_json::from_slice(&text);
+                    read.inspect_err(|_| tracing::warn!("verdict_file can't be read; it starts anew")).ok()
+                })
+                .unwrap_or_default(),
+            None => Vec::new(),
+        };
+        Self { known: Mutex::new(kept.into_iter().collect()), lifetime, file }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Target, Verdict>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Did it refuse Tor not long ago?
+    pub fn refuses(&self, host: &str, port: u16, now: SystemTime) -> bool {
+        let target = Target(normal(host), port);
+        let mut known = self.known();
+        match known.get(&target) {
+            // A clock that was set back must not keep one for ever.
+            Some(verdict) if now < verdict.until && verdict.until <= now + self.lifetime => true,
+            Some(_) => {
+                known.remove(&target);
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// It refused Tor just now.
+    pub fn note(&self, host: &str, port: u16, reason: Reason, now: SystemTime) {
+        tracing::info!(%reason, "a target turns Tor away; it is reached through an exit bridge for a while");
+        let lifetime = if reason == Reason::Silent { self.lifetime.min(SILENCE) } else { self.lifetime };
+        let verdict = Verdict { reason: reason.to_string(), until: now + lifetime };
+        let text = {
+            let mut known = self.known();
+            known.insert(Target(normal(host), port), verdict);
+            if known.len() > MAX {
+                known.retain(|_, verdict| verdict.until > now);
+            }
+            while known.len() > MAX
+                && let Some(first) = known.iter().min_by_key(|(_, v)| v.until).map(|(t, _)| t.clone())
+            {
+                known.remove(&first);
+            }
+            let all: Vec<_> = known.iter().collect();
+            self.file.as_ref().map(|path| (path, serde_json::to_vec(&all).unwrap_or_default()))
+        };
+        if let Some((path, text)) = text
+            && let Err(error) = crate::private_file::write(path, &text)
+        {
+            tracing::warn!(%error, "verdict_file can't be written");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_verdict_is_believed_for_a_while() {
+        let verdicts = Verdicts::new(HOUR, None);
+        let now = SystemTime::now();
+        assert!(!verdicts.refuses("example.com", 443, now));
+        verdicts.note("Example.com.", 443, Reason::Refused, now);
+        assert!(verdicts.refuses("example.com", 443, now));
+        assert!(verdicts.refuses("EXAMPLE.com", 443, now + HOUR / 2));
+        assert!(!verdicts.refuses("example.com", 80, now), "another port");
+        assert!(!verdicts.refuses("example.com", 443, now + HOUR));
+        assert!(!verdicts.refuses("example.com", 443, now), "it was forgotten");
+        verdicts.note("slow.example", 443, Reason::Silent, now);
+        assert!(
+            verdicts.refuses("slow.example", 443, now)
+                && !verdicts.refuses("slow.example", 443, now + SILENCE)
+        );
+        verdicts.note("example.com", 443, Reason::Closed, now);
+        assert!(!verdicts.refuses("example.com", 443, now - HOUR), "the clock was set back");
+    }
+
+    #[test]
+    fn there_is_a_bound_and_the_oldest_go() {
+        let verdicts = Verdicts::new(HOUR, None);
+        let now = SystemTime::now();
+        for n in 0..=MAX as u64 {
+            verdicts.note(&format!("{n}.example"), 80, Reason::Refused, now + Duration::from_millis(n));
+        }
+        let later = now + Duration::from_secs(11);
+        assert_eq!(verdicts.known().len(), MAX);
+        assert!(!verdicts.refuses("0.example", 80, later) && verdicts.refuses("1.example", 80, later));
+    }
+
+    #[test]
+    fn they_outlive_the_program_only_where_a_file_is_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("verdicts.json");
+        let now = SystemTime::now();
+        let open = || Verdicts::new(HOUR, Some(file.clone()));
+        open().note("example.com", 443, Reason::Silent, now);
+        assert!(open().refuses("example.com", 443, now));
+        std::fs::write(&file, "{ not json").unwrap();
+        assert!(!open().refuses("example.com", 443, now));
+        Verdicts::new(HOUR, None).note("example.com", 443, Reason::Silent, now);
+        assert_eq!(std::fs::read(&file).unwrap(), b"{ not json");
+    }
+}
