@@ -45,11 +45,14 @@ pub enum Reason {
     AccessDenied,
     /// A block page, by the name of its entry in `data/block-pages.toml`.
     Page(&'static str),
+    /// A status other than an exit bridge gets.
+    Status(u16),
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Status(status) => return write!(f, "it answers Tor with status {status}"),
             Self::Refused => "it refuses connections from Tor",
             Self::Closed => "it closes connections from Tor",
             Self::Silent => "it does not answer Tor",
@@ -83,7 +86,7 @@ pub fn may_repeat(sent: &[u8]) -> bool {
 
 /// Content types of TLS records, and the type of a ClientHello (RFC 8446, sections 4 and 5.1).
 const TLS_ALERT: u8 = 21;
-const TLS_HANDSHAKE: u8 = 22;
+pub(crate) const TLS_HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const ACCESS_DENIED: u8 = 49;
 
@@ -146,6 +149,18 @@ pub fn judge(sent: &[u8], got: &[u8], all: bool) -> Answer {
         (Some(&TLS_HANDSHAKE), [TLS_ALERT, rest @ ..]) if rest.len() < 6 => open_unless_more,
         (Some(b'A'..=b'Z'), _) => judge_http(sent, got, open_unless_more),
         _ => Answer::Open,
+    }
+}
+
+/// What the answer to a request for the first page means, which anybody may have: there a status alone says that
+/// it was refused. Only beside the answer that an exit bridge gets.
+pub fn judge_probe(got: &[u8], all: bool) -> Answer {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut response = httparse::Response::new(&mut fields);
+    let _judged_below = response.parse(got);
+    match (judge(b"GET / HTTP/1.1", got, all), response.code) {
+        (Answer::Open, Some(status @ (403 | 429 | 451 | 503))) => Answer::Blocked(Reason::Status(status)),
+        (answer, _) => answer,
     }
 }
 
@@ -333,6 +348,27 @@ mod tests {
         assert_eq!(judge(b"", b"220 mail", false), Answer::Open);
         // A page that talks about Tor exits and is no refusal.
         assert_eq!(judge(GET, &http("200 OK", "tor exit"), false), Answer::Open);
+    }
+
+    #[test]
+    fn a_first_page_is_refused_by_its_status_alone() {
+        let refused = http("403 Forbidden", "members only");
+        assert_eq!(judge_probe(&refused, false), Answer::Blocked(Reason::Status(403)));
+        assert_eq!(judge_probe(&refused[..30], false), Answer::More);
+        assert_eq!(
+            judge_probe(&http("403 Forbidden", "tor exit"), false),
+            Answer::Blocked(Reason::Page("a page about Tor exits"))
+        );
+        for open in [
+            "200 OK",
+            "301 Moved Permanently",
+            "401 Unauthorized",
+            "404 Not Found",
+            "500 Internal Server Error",
+        ] {
+            assert_eq!(judge_probe(&http(open, ""), false), Answer::Open, "{open}");
+        }
+        assert_eq!(judge_probe(b"", true), Answer::Open);
     }
 
     #[test]

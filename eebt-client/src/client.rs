@@ -9,20 +9,27 @@ use arti_client::TorClient;
 use eebt_proto::BridgeLine;
 use eebt_proto::directory::Wishes;
 use eebt_tor::{CircuitError, ConfigError, OnionConnector, OnionError, Paths, TorRuntime};
+use futures::future::OptionFuture;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::blockers::Blockers;
 use crate::bridges::{Bridges, Now, Source};
 use crate::circuits::Circuits;
 use crate::config::{Config, parse_bridge_lines};
 use crate::connect::Connector;
 use crate::find::Finder;
+use crate::https::Https;
 use crate::listen;
+use crate::probe;
 use crate::route::Mode;
 
 /// How often the bridge file is looked at.
 const BRIDGE_FILE_EVERY: Duration = Duration::from_secs(1);
+
+/// Most targets that wait to be probed.
+const TO_PROBE: usize = 64;
 
 /// A client that is not running yet.
 pub struct Client {
@@ -45,6 +52,9 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
+    /// HTTPS sites cannot be asked.
+    #[error("probe: no TLS connections can be made")]
+    Probe(#[source] std::io::Error),
     /// No circuits of our own.
     #[error(transparent)]
     Circuits(#[from] CircuitError),
@@ -85,6 +95,7 @@ impl Client {
         ready: impl FnOnce(&[SocketAddr]),
     ) -> Result<(), RunError> {
         let Self { config, tor_config, from_file } = self;
+        let https = config.probe.then(Https::new).transpose().map_err(RunError::Probe)?;
         // First of all, so that a taken port is known at once; connections wait in the queue.
         let mut listeners = Vec::new();
         for addr in &config.listen {
@@ -110,7 +121,19 @@ impl Client {
         let onions = Arc::new(OnionConnector::new(Arc::clone(&tor), &tor_config)?);
         let directories = if config.mode == Mode::Never { &[][..] } else { &config.directories };
         let asking = watch::Sender::new(directories.len());
-        let connector = Arc::new(Connector::new(tor, circuits, bridges, &config, asking.subscribe()));
+        let blockers = Arc::new(Blockers::new(config.known_blockers));
+        let (seen, to_probe) = mpsc::channel(TO_PROBE);
+        let seen = config.probe.then_some(seen);
+        let connector = Arc::new(Connector::new(
+            tor,
+            circuits,
+            bridges,
+            &config,
+            asking.subscribe(),
+            Arc::clone(&blockers),
+            seen,
+        ));
+        let probing = https.map(|https| probe::run(Arc::clone(&connector), https, to_probe));
         let wishes = Wishes { country: config.country, ..Wishes::default() };
         let finder = Finder::new(Arc::clone(&connector), onions, wishes, &config.state_folder()?, asking);
 
@@ -124,6 +147,8 @@ impl Client {
             _ = serving => {}
             () = follow_bridge_file(&config, &connector) => {}
             () = finder.run(directories) => {}
+            () = blockers.follow(config.blocker_list.as_ref(), &connector) => {}
+            Some(()) = OptionFuture::from(probing) => {}
             () = shutdown.cancelled() => tracing::info!("told to stop"),
         }
         Ok(())

@@ -10,6 +10,7 @@ use eebt_proto::{BridgeLine, Country, OnionReach};
 use eebt_tor::{ConfigError, PathKind};
 use serde::{Deserialize, Deserializer};
 
+use crate::blockers::ListSource;
 use crate::route::{Mode, Rule};
 
 /// The configuration of a client. Every field has a default that works.
@@ -25,6 +26,12 @@ pub struct Config {
     /// For modes `auto` and `rules`: `PATTERN=exit-bridge`, `PATTERN=tor` or `PATTERN=auto`; the first that
     /// matches wins.
     pub rules: Vec<Rule>,
+    /// In mode `auto`: whether HTTPS sites are asked for their first page, to see what TLS hides.
+    pub probe: bool,
+    /// In mode `auto`: whether the list of known blockers that comes with the program is heeded.
+    pub known_blockers: bool,
+    /// In mode `auto`: another such list, a file or a URL.
+    pub blocker_list: Option<ListSource>,
     /// How long it is remembered that a target turned Tor away.
     #[serde(with = "humantime_serde")]
     pub verdict_lifetime: Duration,
@@ -72,6 +79,9 @@ impl Default for Config {
             allow_remote: false,
             mode: Mode::default(),
             rules: Vec::new(),
+            probe: false,
+            known_blockers: true,
+            blocker_list: None,
             verdict_lifetime: Duration::from_secs(6 * 3600),
             verdict_file: None,
             patience: Duration::from_secs(10),

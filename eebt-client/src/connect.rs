@@ -12,16 +12,17 @@ use eebt_tor::{CircuitError, PathKind, TorRuntime};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::net::TcpStream;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tor_cell::relaycell::msg::EndReason;
 use tor_error::{ErrorKind, HasKind as _};
 use tor_proto::client::stream::DataStream;
 
 use crate::auto::{self, Settled};
-use crate::blocked::Reason;
+use crate::blocked::{Reason, TLS_HANDSHAKE};
+use crate::blockers::Blockers;
 use crate::bridges::{BridgeId, Bridges, Now, Source};
 use crate::circuits::{Circuit, Circuits};
-use crate::route::{Mode, Route, Rule, route};
+use crate::route::{Mode, Route, Rule, normal, route};
 use crate::verdicts::Verdicts;
 
 /// How long one exit bridge may keep us waiting before another one is tried beside it.
@@ -53,6 +54,15 @@ pub enum Protocol {
     Socks5,
     /// HTTP CONNECT.
     HttpConnect,
+}
+
+impl Group {
+    /// A group that nothing else is in.
+    pub(crate) fn of_nobody() -> Self {
+        let nowhere = (std::net::Ipv4Addr::UNSPECIFIED, 0);
+        let credentials = rand::random::<[u8; 16]>().to_vec();
+        Self { listener: nowhere.into(), protocol: Protocol::Socks5, peer: nowhere.0.into(), credentials }
+    }
 }
 
 impl fmt::Debug for Group {
@@ -137,6 +147,9 @@ pub struct Connector {
     test_network: bool,
     failures: broadcast::Sender<BridgeId>,
     verdicts: Arc<Verdicts>,
+    blockers: Arc<Blockers>,
+    /// Where targets go that TLS was spoken with over Tor, if anybody asks them.
+    tls_seen: Option<mpsc::Sender<(String, u16)>>,
     patience: Duration,
     /// How many exit-bridge directories are being asked: while one is, it is worth waiting.
     asking: watch::Receiver<usize>,
@@ -160,6 +173,8 @@ impl Connector {
         bridges: Bridges<Group>,
         config: &crate::Config,
         asking: watch::Receiver<usize>,
+        blockers: Arc<Blockers>,
+        tls_seen: Option<mpsc::Sender<(String, u16)>>,
     ) -> Self {
         Self {
             tor,
@@ -173,6 +188,8 @@ impl Connector {
             test_network: config.network.is_some(),
             failures: broadcast::Sender::new(16),
             verdicts: Arc::new(Verdicts::new(config.verdict_lifetime, config.verdict_file.clone())),
+            blockers,
+            tls_seen,
             patience: config.patience,
             asking,
         }
@@ -192,7 +209,7 @@ impl Connector {
             match route(self.mode, &self.rules, host) {
                 Route::Tor => self.through_tor(group, host, port).await,
                 Route::ExitBridge => self.through_exit_bridge(group, host, port).await,
-                Route::Auto if self.verdicts.refuses(host, port, SystemTime::now()) => {
+                Route::Auto if self.refuses_tor(host, port) => {
                     match self.through_exit_bridge(group, host, port).await {
                         // There is none that works: the target may say why it does not want Tor.
                         Err(ConnectError::NoExitBridge | ConnectError::ExitBridges(_)) => {
@@ -218,13 +235,35 @@ impl Connector {
         tokio::time::timeout(self.timeout, open).await.unwrap_or(Err(ConnectError::Timeout))
     }
 
-    async fn through_tor(&self, group: &Group, host: &str, port: u16) -> Result<Opened, ConnectError> {
+    fn refuses_tor(&self, host: &str, port: u16) -> bool {
+        self.blockers.contains(host) || self.verdicts.refuses(host, port, SystemTime::now())
+    }
+
+    /// Which targets turned Tor away.
+    pub fn verdicts(&self) -> &Arc<Verdicts> {
+        &self.verdicts
+    }
+
+    /// A stream over plain Tor, whatever the rules say.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub(crate) async fn through_tor(
+        &self,
+        group: &Group,
+        host: &str,
+        port: u16,
+    ) -> Result<Opened, ConnectError> {
         let stream = self.tor.connect_with_prefs((host, port), &self.prefs(group)).await;
         let stream = stream.map_err(|error| plain_tor(&error))?;
         Ok(Opened { stream, circuit: None, undecided: false })
     }
 
-    async fn through_exit_bridge(
+    /// A stream through an exit bridge, whatever the rules say.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub(crate) async fn through_exit_bridge(
         &self,
         group: &Group,
         host: &str,
@@ -259,6 +298,11 @@ impl Connector {
         let mut settled = auto::settle(program, opened.stream, sent, self.patience, other).await?;
         if let Some(reason) = settled.blocked {
             self.verdicts.note(host, port, reason, SystemTime::now());
+        }
+        if let (None, Some(&TLS_HANDSHAKE), Some(seen)) =
+            (&settled.exit_bridge, settled.got.first(), &self.tls_seen)
+        {
+            let _too_many_wait = seen.try_send((normal(host), port));
         }
         if let Some(overtaken) = settled.overtaken.take() {
             let (verdicts, host, patience) = (Arc::clone(&self.verdicts), host.to_owned(), self.patience);

@@ -4,7 +4,8 @@
 //! [`route`] decides, as a pure function, whether the target is reached as usual or through an exit
 //! bridge; [`bridges`] says which one serves this isolation group, [`circuits`] holds the circuits to
 //! it, [`connect`] opens the stream and tries another exit bridge when one is dead; [`auto`] watches
-//! whether the target answers Tor, which [`blocked`] tells and [`verdicts`] remembers; [`listen`] copies
+//! whether the target answers Tor, which [`blocked`] tells and [`verdicts`] remembers, [`blockers`] are known
+//! without that, and `probe` asks what TLS hides; [`listen`] copies
 //! bytes until one side is done. [`find`] asks exit-bridge directories for exit bridges.
 //!
 //! It fails closed: there is no code here that connects to a target.
@@ -13,14 +14,17 @@
 
 mod auto;
 pub mod blocked;
+pub mod blockers;
 pub mod bridges;
 pub mod circuits;
 pub mod client;
 pub mod config;
 pub mod connect;
 pub mod find;
+mod https;
 pub mod listen;
 mod private_file;
+mod probe;
 pub mod route;
 pub mod verdicts;
 

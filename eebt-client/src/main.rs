@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
+use eebt_client::blockers::ListSource;
 use eebt_client::route::{Mode, Rule};
 use eebt_client::{Client, Config, RunError};
 use eebt_proto::{BridgeLine, Country, OnionReach};
@@ -38,6 +39,12 @@ struct Args {
     /// wins (repeatable).
     #[arg(long = "rule", value_name = "PATTERN=WAY")]
     rules: Vec<Rule>,
+    /// Ask HTTPS sites for their first page, over a circuit of its own, to see whether they turn Tor away.
+    #[arg(long)]
+    probe: bool,
+    /// A list of hosts that turn Tor away: a file, or a URL that is fetched over Tor once a day.
+    #[arg(long, value_name = "FILE|URL")]
+    blocker_list: Option<ListSource>,
     /// Where to keep which targets turned Tor away, when the program ends; not kept without it.
     #[arg(long, value_name = "FILE")]
     verdict_file: Option<PathBuf>,
@@ -106,6 +113,8 @@ impl Args {
         }
         config.bridge_file = self.bridge_file.or(config.bridge_file);
         config.mode = self.mode.unwrap_or(config.mode);
+        config.probe |= self.probe;
+        config.blocker_list = self.blocker_list.or(config.blocker_list);
         config.verdict_file = self.verdict_file.or(config.verdict_file);
         config.path = self.path.unwrap_or(config.path);
         config.optimistic = self.optimistic.unwrap_or(config.optimistic);
@@ -126,6 +135,7 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         Some(RunError::Tor(_) | RunError::Circuits(_) | RunError::Onion(_)) => {
             return Some("is the Internet reachable, and the clock right?");
         }
+        Some(RunError::Probe(_)) => return Some("is the package ca-certificates installed?"),
         Some(RunError::Config(config)) => Some(config),
         None => error.downcast_ref::<ConfigError>(),
     };

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::blocked::Reason;
 use crate::route::normal;
@@ -33,6 +34,7 @@ pub struct Verdicts {
     known: Mutex<HashMap<Target, Verdict>>,
     lifetime: Duration,
     file: Option<PathBuf>,
+    noted: watch::Sender<()>,
 }
 
 impl Verdicts {
@@ -48,7 +50,7 @@ impl Verdicts {
                 .unwrap_or_default(),
             None => Vec::new(),
         };
-        Self { known: Mutex::new(kept.into_iter().collect()), lifetime, file }
+        Self { known: Mutex::new(kept.into_iter().collect()), lifetime, file, noted: watch::Sender::new(()) }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<Target, Verdict>> {
@@ -67,6 +69,16 @@ impl Verdicts {
                 false
             }
             None => false,
+        }
+    }
+
+    /// Waits until it refuses Tor.
+    pub async fn until_refused(&self, host: &str, port: u16) {
+        let mut noted = self.noted.subscribe();
+        while !self.refuses(host, port, SystemTime::now()) {
+            if noted.changed().await.is_err() {
+                std::future::pending().await
+            }
         }
     }
 
@@ -89,6 +101,7 @@ impl Verdicts {
             let all: Vec<_> = known.iter().collect();
             self.file.as_ref().map(|path| (path, serde_json::to_vec(&all).unwrap_or_default()))
         };
+        self.noted.send_replace(());
         if let Some((path, text)) = text
             && let Err(error) = crate::private_file::write(path, &text)
         {

@@ -97,6 +97,7 @@ pub fn cases(suite: &mut Suite) {
             ("eebt-client", vec![], "bridge", 1),
             ("eebt-client", vec!["--rule", "example.com"], "PATTERN", 2),
             ("eebt-client", vec!["--mode", "sometimes"], "--mode", 2),
+            ("eebt-client", vec!["--blocker-list", "http://example.com/list"], "--blocker-list", 2),
             ("eebt-client", vec!["--mode", "never", "--listen", "0.0.0.0:1"], "listen", 1),
             ("eebt-client", vec!["--config", &bad_key], "colour", 1),
             ("eebt-bridge", vec!["run", "--config", &bad_key], "colour", 1),

@@ -14,6 +14,7 @@ mod page;
 mod privacy;
 mod refusals;
 mod strangers;
+mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -87,6 +88,7 @@ fn main() {
     };
     page::cases(&mut suite);
     auto::cases(&mut suite);
+    tls::cases(&mut suite);
     onion::cases(&mut suite);
     directory::cases(&mut suite);
     bulk::cases(&mut suite);

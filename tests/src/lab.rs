@@ -70,7 +70,7 @@ impl Lab {
         config.insert("mode".into(), "always".into());
         config.insert("network".into(), self.net.network_file().display().to_string().into());
         config.insert("listen".into(), vec![toml::Value::from("127.0.0.1:0")].into());
-        ClientBuilder { lab: self, config, log: LOG }
+        ClientBuilder { lab: self, config, log: LOG, trusted: None }
     }
 
     /// The ports of all origins, and 80 and 443, as a policy.
@@ -222,6 +222,7 @@ pub struct ClientBuilder<'a> {
     lab: &'a Lab,
     config: toml::Table,
     log: &'a str,
+    trusted: Option<&'a Path>,
 }
 
 impl<'a> ClientBuilder<'a> {
@@ -254,6 +255,12 @@ impl<'a> ClientBuilder<'a> {
         self
     }
 
+    /// The authorities that it trusts, in PEM, in place of the machine's.
+    pub fn trusts(mut self, authorities: &'a Path) -> Self {
+        self.trusted = Some(authorities);
+        self
+    }
+
     /// Starts it and waits until programs may use it.
     pub async fn run(self) -> anyhow::Result<Client> {
         let dir = self.lab.folder("client");
@@ -264,6 +271,7 @@ impl<'a> ClientBuilder<'a> {
         std::fs::write(&path, toml::to_string(&config)?)?;
         let mut command = Command::new(binary("eebt-client"));
         command.arg("--config").arg(&path).env("RUST_LOG", self.log);
+        command.envs(self.trusted.map(|authorities| ("SSL_CERT_FILE", authorities)));
         let mut process = Running::start(command, &dir)?;
         let ready = |_: &str, err: &str| {
             err.lines()

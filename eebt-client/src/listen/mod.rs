@@ -19,6 +19,9 @@ use crate::connect::{ConnectError, Connector, Group, Opened};
 /// time that an exit bridge gives a target to answer.
 const UNCONNECTED: Duration = Duration::from_secs(45);
 
+/// How long nothing moves on a stream before it counts as quiet.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// What a program asks for.
 pub(crate) enum Ask {
     /// A stream.
@@ -160,7 +163,7 @@ async fn finish(
     let copied = if opened.undecided {
         settle_and_copy(tcp, early_data, opened, group, (host, port), connector).await
     } else {
-        copy(tcp, &early_data, opened, group, connector).await
+        copy(tcp, &early_data, opened, group, None, connector).await
     };
     copied.map_err(RequestError::Io)
 }
@@ -171,29 +174,34 @@ async fn settle_and_copy(
     early_data: Vec<u8>,
     opened: Opened,
     group: &Group,
-    (host, port): (&str, u16),
+    target: (&str, u16),
     connector: &Connector,
 ) -> std::io::Result<()> {
-    let settled = connector.settle(group, host, port, &mut tcp, opened, early_data).await?;
+    let settled = connector.settle(group, target.0, target.1, &mut tcp, opened, early_data).await?;
     tcp.write_all(&settled.got).await?;
     if let Some(error) = settled.broke {
         tcp.set_zero_linger()?;
         return Err(error);
     }
+    let stays = settled.exit_bridge.is_none().then_some(target);
     let opened = Opened { stream: settled.way, circuit: settled.exit_bridge, undecided: false };
-    copy(tcp, &[], opened, group, connector).await
+    copy(tcp, &[], opened, group, stays, connector).await
 }
 
 /// Copies both ways. Tor has no half-closed streams: the end of either direction is the end of both.
+/// A stream over Tor to a target `on_tor` ends once it is quiet, when that turns out to turn Tor away: programs keep
+/// streams for their next request, which shall go to an exit bridge.
 /// A stream that breaks is reset towards the program, so that half a download never looks whole.
 async fn copy(
     mut tcp: TcpStream,
     early_data: &[u8],
     opened: Opened,
     group: &Group,
+    on_tor: Option<(&str, u16)>,
     connector: &Connector,
 ) -> std::io::Result<()> {
     let Opened { stream, circuit, .. } = opened;
+    let moved = AtomicBool::new(false);
     let ctrl = stream.client_stream_ctrl().cloned();
     let (mut tor_read, mut tor_write) = stream.split();
     let result = {
@@ -202,7 +210,11 @@ async fn copy(
             let sent = async {
                 let early = tokio::io::AsyncWriteExt::write_all(&mut tor_write, early_data).await;
                 early.map_err(PumpError::Writer)?;
-                pump(&mut program_read, &mut tor_write, |_| Duration::ZERO).await
+                let count = |_| {
+                    moved.store(true, Ordering::Relaxed);
+                    Duration::ZERO
+                };
+                pump(&mut program_read, &mut tor_write, count).await
             };
             // When the other end takes no more, what it said before that still has to come down.
             match sent.await {
@@ -212,6 +224,7 @@ async fn copy(
         };
         let answered = AtomicBool::new(false);
         let down = pump(&mut tor_read, &mut program_write, |_| {
+            moved.store(true, Ordering::Relaxed);
             if let (Some((id, _)), false) = (&circuit, answered.swap(true, Ordering::Relaxed)) {
                 connector.note_answer(*id);
             }
@@ -226,6 +239,13 @@ async fn copy(
                 _ => std::future::pending().await,
             }
         };
+        let left = async {
+            let Some((host, port)) = on_tor else { return std::future::pending().await };
+            connector.verdicts().until_refused(host, port).await;
+            while moved.swap(false, Ordering::Relaxed) {
+                tokio::time::sleep(QUIET).await;
+            }
+        };
         tokio::select! {
             result = up => result,
             result = down => {
@@ -237,6 +257,7 @@ async fn copy(
                 result
             }
             () = unconnected => Err(std::io::ErrorKind::TimedOut.into()),
+            () = left => Ok(()),
         }
     };
     if result.is_err() {

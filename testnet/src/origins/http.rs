@@ -8,6 +8,7 @@
 //! | `/sink` (PUT, POST) | reads everything: `{"bytes": .., "sha256": ".."}` |
 //! | `/slow-sink?rate=BYTES_PER_SEC` | the same, slowly |
 //! | `/status/CODE` | that status |
+//! | `/lines/A,B,C` | these texts, one a line |
 //! | `/late/MILLISECONDS` | the peer's address, so much later, 60 s at most |
 //! | `/hits` | who came, as JSON, oldest first |
 
@@ -121,6 +122,7 @@ fn router(site: Arc<Site>) -> Router {
         .route("/bulk/{bytes}", get(bulk_body))
         .route("/sink", put(sink).post(sink))
         .route("/slow-sink", put(slow_sink).post(slow_sink))
+        .route("/lines/{texts}", get(async |Path(texts): Path<String>| texts.replace(',', "\n")))
         .route("/late/{milliseconds}", get(late))
         .route("/status/{code}", get(status).put(status).post(status))
         .fallback(page)

@@ -1,0 +1,145 @@
+//! What TLS hides from mode `auto`, and how it is found: by asking, or from a list.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use testnet::Origin;
+use tests::{Client, Lab};
+
+use crate::Suite;
+
+/// What stands in the log when a target is believed to turn Tor away.
+const VERDICT: &str = "a target turns Tor away";
+
+/// Until an answer to a probe, and a list, must be there.
+const SOON: Duration = Duration::from_secs(20);
+
+pub fn cases(suite: &mut Suite) {
+    suite.case("a block page inside TLS is found by asking for it, where that is wanted", async |lab| {
+        let bridge = lab.bridge().run().await?;
+        let origin = lab.origins.blocking_tor_exits_tls();
+        let auto = || lab.client().via(&bridge).set("mode", "auto").trusts(lab.origins.ca_file());
+        origin.clear_hits();
+        let unasked = auto().run().await?;
+        ensure!(fetch(lab, &unasked, origin).await? == 403);
+        ensure!(visitors(origin) == [lab.net.exit_egress_ip()], "nobody else came: {:?}", visitors(origin));
+
+        origin.clear_hits();
+        let client = auto().set("probe", true).run().await?;
+        ensure!(fetch(lab, &client, origin).await? == 403, "what TLS hides is not known in advance");
+        until_said(&client, VERDICT).await?;
+        let (tor, exit_bridge) = (lab.net.exit_egress_ip(), bridge.ip);
+        ensure!(visitors(origin) == [tor, tor, exit_bridge], "{:?}", visitors(origin));
+        ensure!(fetch(lab, &client, origin).await? == 200);
+        ensure!(visitors(origin) == [tor, tor, exit_bridge, exit_bridge], "{:?}", visitors(origin));
+        Ok(())
+    });
+
+    suite.case("a probe asks once, and believes no page that everybody gets", async |lab| {
+        let bridge = lab.bridge().run().await?;
+        let client = lab.client().via(&bridge).set("mode", "auto").set("probe", true);
+        let client = client.trusts(lab.origins.ca_file()).run().await?;
+        let open = lab.origins.open_tls();
+        open.clear_hits();
+        for _ in 0..3 {
+            ensure!(fetch(lab, &client, open).await? == 200);
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        ensure!(visitors(open) == [lab.net.exit_egress_ip(); 4], "{:?}", visitors(open));
+        ensure!(!client.process.stderr().contains(VERDICT));
+        // An authority that this machine does not trust: whoever answers may be anybody.
+        let other = lab.client().via(&bridge).set("mode", "auto").set("probe", true).run().await?;
+        let blocking = lab.origins.blocking_tor_exits_tls();
+        ensure!(fetch(lab, &other, blocking).await? == 403);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        ensure!(!other.process.stderr().contains(VERDICT));
+        Ok(())
+    });
+
+    suite.case("a browser's open connection does not keep it on Tor", async |lab| {
+        let bridge = lab.bridge().run().await?;
+        let client = lab.client().via(&bridge).set("mode", "auto").set("probe", true);
+        let client = client.trusts(lab.origins.ca_file()).run().await?;
+        let origin = lab.origins.blocking_tor_exits_tls();
+        // Two pages over one connection, if it lasts: the second one 10 s later.
+        let (proxy, url) = (format!("socks5h://{}", client.proxy), origin.url("/"));
+        let curl = tokio::process::Command::new("curl")
+            .args([
+                "-sS",
+                "--max-time",
+                "60",
+                "--rate",
+                "6/m",
+                "-w",
+                "%{http_code}\n",
+                "-o",
+                "/dev/null",
+                "-o",
+                "/dev/null",
+            ])
+            .arg("--cacert")
+            .arg(lab.origins.ca_file())
+            .args(["--proxy", &proxy, &url, &url])
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        let statuses = String::from_utf8_lossy(&curl.stdout);
+        ensure!(
+            statuses.split_whitespace().eq(["403", "200"]),
+            "{statuses} {}",
+            String::from_utf8_lossy(&curl.stderr)
+        );
+        Ok(())
+    });
+
+    suite.case(
+        "sites on a list go to an exit bridge at once: from a file, and from a URL over Tor",
+        async |lab| {
+            let bridge = lab.bridge().run().await?;
+            let (origin, open) = (lab.origins.blocking_tor_exits_tls(), lab.origins.open_tls());
+            let file = lab.folder("blockers").join("blockers.txt");
+            std::fs::write(&file, "blocker.example\n")?;
+            let url = open.url(&format!("/lines/{}", origin.addr().ip()));
+            let auto = || lab.client().via(&bridge).set("mode", "auto").trusts(lab.origins.ca_file());
+
+            let by_file = auto().set("blocker_list", file.display().to_string()).run().await?;
+            until_said(&by_file, "blocker_list read entries=1").await?;
+            ensure!(fetch(lab, &by_file, origin).await? == 403);
+            std::fs::write(&file, format!("blocker.example\n{}\n", origin.addr().ip()))?;
+            until_said(&by_file, "blocker_list read entries=2").await?;
+            ensure!(fetch(lab, &by_file, origin).await? == 200);
+
+            open.clear_hits();
+            let by_url = auto().set("blocker_list", url).run().await?;
+            until_said(&by_url, "blocker_list read entries=1").await?;
+            ensure!(
+                visitors(open) == [lab.net.exit_egress_ip()],
+                "it was fetched over Tor: {:?}",
+                visitors(open)
+            );
+            origin.clear_hits();
+            ensure!(fetch(lab, &by_url, origin).await? == 200);
+            ensure!(visitors(origin) == [bridge.ip], "{:?}", visitors(origin));
+            Ok(())
+        },
+    );
+}
+
+async fn fetch(lab: &Lab, client: &Client, origin: &Origin) -> anyhow::Result<u16> {
+    let ca = lab.origins.ca_file().display().to_string();
+    Ok(client.curl(&origin.url("/"), &["--cacert", &ca]).await?.status)
+}
+
+fn visitors(origin: &Origin) -> Vec<IpAddr> {
+    origin.hits().iter().map(|hit| hit.peer_ip).collect()
+}
+
+async fn until_said(client: &Client, what: &str) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while !client.process.stderr().contains(what) {
+        ensure!(start.elapsed() < SOON, "it did not say {what:?}:\n{}", client.process.stderr());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
