@@ -2,11 +2,14 @@
 # make test   all tests, with the real parts they need
 # make demo   see a page that refuses Tor open through an exit bridge
 # make demo-onion   the same for a client that knows only an exit-bridge directory
+# make demo-auto    a browser loads a page of which one part is refused to Tor, with nothing chosen
 
 CARGO ?= cargo
 PROFILE := --release
+# Programs that only tests need.
+TEST_NEEDS := firefox-esr chromium certutil
 
-.PHONY: build setup demo demo-onion test e2e bench lint fmt clean
+.PHONY: build setup demo demo-onion demo-auto test e2e bench lint fmt clean
 
 build: setup
 	$(CARGO) build $(PROFILE) --workspace --bins
@@ -22,17 +25,23 @@ demo: build
 demo-onion: build
 	@./deploy/demo-onion
 
+demo-auto: build
+	@./deploy/setup firefox-esr
+	@./deploy/demo-auto
+
 # Always the whole workspace, so that every command sees the same features and nothing is built twice.
 test: build
+	@./deploy/setup $(TEST_NEEDS)
 	$(CARGO) test $(PROFILE) --workspace
 
 # One end-to-end case or a few: make e2e CASE=vanguards
 e2e: build
+	@./deploy/setup $(TEST_NEEDS)
 	$(CARGO) test $(PROFILE) --workspace --test e2e -- $(CASE)
 
 # Ways out of Tor, side by side: make bench, or make bench ARGS='--quick --latency 0ms'
 bench: build
-	@./deploy/setup bench
+	@./deploy/setup microsocks stunnel4
 	$(or $(CARGO_TARGET_DIR),target)/release/bench $(ARGS)
 
 lint: setup

@@ -5,6 +5,7 @@
 
 mod auto;
 mod bad_input;
+mod browsers;
 mod bulk;
 mod directory;
 mod fleet;
@@ -89,6 +90,7 @@ fn main() {
     page::cases(&mut suite);
     auto::cases(&mut suite);
     tls::cases(&mut suite);
+    browsers::cases(&mut suite);
     onion::cases(&mut suite);
     directory::cases(&mut suite);
     bulk::cases(&mut suite);

@@ -4,11 +4,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // this crate is a test
 
+mod browser;
 pub mod directory;
 mod dns;
 mod lab;
 mod process;
 
+pub use browser::Browser;
 pub use dns::Dns;
 pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab, circuit_reach};
 pub use process::{Running, binary};

@@ -8,6 +8,10 @@
 //! | `/sink` (PUT, POST) | reads everything: `{"bytes": .., "sha256": ".."}` |
 //! | `/slow-sink?rate=BYTES_PER_SEC` | the same, slowly |
 //! | `/status/CODE` | that status |
+//! | `/visit?image=URL&..` | a page for browsers: loads these pictures, and says how that went by asking for `/report?..` (`visit.html`) |
+//! | `/image` | a picture; from `blocking`, 403 and a block page for blocked addresses |
+//! | `/socket` | a WebSocket that returns every message |
+//! | `/protocol` | the version of HTTP |
 //! | `/lines/A,B,C` | these texts, one a line |
 //! | `/late/MILLISECONDS` | the peer's address, so much later, 60 s at most |
 //! | `/hits` | who came, as JSON, oldest first |
@@ -17,17 +21,18 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::body::Body;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{any, get, put};
 use axum::{Extension, Router};
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use futures::{StreamExt, stream};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
@@ -97,7 +102,13 @@ async fn connection(stream: TcpStream, router: Router, tls: Option<TlsAcceptor>,
         None => requests(stream, router, small_buffers).await,
         Some(tls) => {
             if let Ok(Ok(stream)) = timeout(Duration::from_secs(30), tls.accept(stream)).await {
-                requests(stream, router, small_buffers).await;
+                if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                    let http = http2::Builder::new(TokioExecutor::new());
+                    let service = TowerToHyperService::new(router);
+                    let _ = http.serve_connection(TokioIo::new(stream), service).await; // as below
+                } else {
+                    requests(stream, router, small_buffers).await;
+                }
             }
         }
     }
@@ -113,7 +124,8 @@ where
         http.max_buf_size(8 << 10);
     }
     // An error here is a client that went away.
-    let _ = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await;
+    let _ =
+        http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).with_upgrades().await;
 }
 
 fn router(site: Arc<Site>) -> Router {
@@ -122,6 +134,10 @@ fn router(site: Arc<Site>) -> Router {
         .route("/bulk/{bytes}", get(bulk_body))
         .route("/sink", put(sink).post(sink))
         .route("/slow-sink", put(slow_sink).post(slow_sink))
+        .route("/visit", get(async || Html(include_str!("visit.html"))))
+        .route("/image", get(image))
+        .route("/socket", any(async |upgrade: WebSocketUpgrade| upgrade.on_upgrade(return_messages)))
+        .route("/protocol", get(async |version: Version| (ANY_ORIGIN, format!("{version:?}"))))
         .route("/lines/{texts}", get(async |Path(texts): Path<String>| texts.replace(',', "\n")))
         .route("/late/{milliseconds}", get(late))
         .route("/status/{code}", get(status).put(status).post(status))
@@ -140,6 +156,25 @@ async fn remember(
     let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
     site.hits.add(ip, request.method().as_str(), path);
     next.run(request).await
+}
+
+/// Lets pages of other origins read an answer.
+const ANY_ORIGIN: [(HeaderName, &str); 1] = [(header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")];
+
+async fn image(site: State<Arc<Site>>, peer: Extension<Peer>) -> Response {
+    if site.blocks(peer.0.0) {
+        return page(site, peer).await;
+    }
+    let picture = r#"<svg xmlns="http://www.w3.org/2000/svg" width="16" height="16"><rect width="16" height="16"/></svg>"#;
+    ([(header::CONTENT_TYPE, "image/svg+xml")], picture).into_response()
+}
+
+async fn return_messages(mut socket: WebSocket) {
+    while let Some(Ok(message)) = socket.recv().await {
+        if matches!(message, Message::Text(_) | Message::Binary(_)) && socket.send(message).await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn page(State(site): State<Arc<Site>>, Extension(Peer(ip)): Extension<Peer>) -> Response {
