@@ -54,6 +54,17 @@ struct Known {
     paused_until: Option<Instant>,
 }
 
+impl Known {
+    /// Is it alive, and not left alone?
+    fn works(&self, now: Now) -> bool {
+        !self.line.is_expired(now.wall) && self.is_rested(now)
+    }
+
+    fn is_rested(&self, now: Now) -> bool {
+        self.paused_until.is_none_or(|until| until <= now.instant)
+    }
+}
+
 /// The moment, by both clocks.
 #[derive(Clone, Copy)]
 pub struct Now {
@@ -117,9 +128,12 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
 
     /// Is there one that is alive and not left alone?
     pub fn any_works(&self, now: Now) -> bool {
-        self.known
-            .iter()
-            .any(|k| !k.line.is_expired(now.wall) && k.paused_until.is_none_or(|until| until <= now.instant))
+        self.known.iter().any(|k| k.works(now))
+    }
+
+    /// Up to `n` that work, at random.
+    pub fn some(&self, n: usize, now: Now) -> Vec<BridgeId> {
+        self.known.iter().filter(|k| k.works(now)).map(|k| k.id).sample(&mut rand::rng(), n)
     }
 
     /// The exit bridge for a stream of `group` to `port`: the one that the group has, while it
@@ -131,16 +145,15 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
     pub fn choose(&mut self, group: &G, port: u16, not: &[BridgeId], now: Now) -> Option<BridgeId> {
         let fits =
             |k: &&Known| !not.contains(&k.id) && !k.line.is_expired(now.wall) && k.line.ports.contains(port);
-        let rested = |k: &Known| k.paused_until.is_none_or(|until| until <= now.instant);
         let kept = self.kept.get(group).map(|(id, _)| *id);
         let own = kept.and_then(|id| self.known.iter().find(|k| k.id == id));
-        let replace = own.is_none_or(|k| k.line.is_expired(now.wall) || !rested(k));
+        let replace = own.is_none_or(|k| !k.works(now));
         let chosen = self
             .known
             .iter()
             .filter(fits)
-            .find(|k| Some(k.id) == kept && rested(k))
-            .or_else(|| self.known.iter().filter(fits).filter(|k| rested(k)).choose(&mut rand::rng()))
+            .find(|k| Some(k.id) == kept && k.is_rested(now))
+            .or_else(|| self.known.iter().filter(fits).filter(|k| k.is_rested(now)).choose(&mut rand::rng()))
             .or_else(|| self.known.iter().filter(fits).min_by_key(|k| k.paused_until))?
             .id;
         if replace || kept == Some(chosen) {

@@ -1,8 +1,8 @@
 //! Circuits to exit bridges: how they are built, and which one a stream may use.
 //!
 //! A circuit belongs to one isolation group and is used for new streams for ten minutes. For each
-//! exit bridge in use one spare circuit is built ahead, so that the first stream of the next group
-//! does not wait for one.
+//! exit bridge in use, and for a few at the start, one spare circuit is built ahead, so that the first
+//! stream of the next group does not wait for one.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -17,6 +17,9 @@ use crate::bridges::BridgeId;
 
 /// How long a circuit takes new streams (C tor's `MaxCircuitDirtiness`).
 const MAX_DIRTINESS: Duration = Duration::from_secs(600);
+
+/// How long a circuit may wait for its first stream.
+const MAX_SPARE: Duration = Duration::from_secs(3600);
 
 /// How many paths are tried to one exit bridge before it is called unreachable: any middle may be
 /// down, or its address may not be the one that it publishes.
@@ -41,6 +44,11 @@ impl Circuit {
     /// Does it take new streams?
     fn is_usable(&self) -> bool {
         !self.is_closed() && self.since.elapsed() < MAX_DIRTINESS
+    }
+
+    /// May its first stream still come?
+    fn is_good_spare(&self) -> bool {
+        !self.is_closed() && self.since.elapsed() < MAX_SPARE
     }
 }
 
@@ -97,7 +105,7 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
     fn take_spare(&self, id: BridgeId) -> Option<Circuit> {
         let mut spares = lock(&self.spares);
         match spares.remove(&id)? {
-            Spare::Ready(circuit) => Some(circuit).filter(Circuit::is_usable),
+            Spare::Ready(circuit) => Some(circuit).filter(Circuit::is_good_spare),
             building @ Spare::Building => {
                 spares.insert(id, building);
                 None
@@ -106,7 +114,7 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
     }
 
     /// Builds a circuit for whichever group needs one next, if there is none and none is being built.
-    fn build_spare(self: &Arc<Self>, id: BridgeId, line: BridgeLine, path: PathKind) {
+    pub fn build_spare(self: &Arc<Self>, id: BridgeId, line: BridgeLine, path: PathKind) {
         match lock(&self.spares).entry(id) {
             Entry::Occupied(_) => return,
             Entry::Vacant(vacant) => vacant.insert(Spare::Building),
@@ -136,7 +144,7 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
         });
         lock(&self.spares).retain(|_, spare| match spare {
             Spare::Building => true,
-            Spare::Ready(circuit) => circuit.is_usable(),
+            Spare::Ready(circuit) => circuit.is_good_spare(),
         });
     }
 

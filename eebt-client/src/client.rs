@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::blockers::Blockers;
-use crate::bridges::{Bridges, Now, Source};
+use crate::bridges::Source;
 use crate::circuits::Circuits;
 use crate::config::{Config, parse_bridge_lines};
 use crate::connect::Connector;
@@ -114,9 +114,6 @@ impl Client {
             () = shutdown.cancelled() => return Ok(()),
         }
 
-        let mut bridges = Bridges::default();
-        bridges.replace(Source::Given, config.bridges.iter().chain(&from_file).cloned());
-        tracing::info!(exit_bridges = bridges.alive(Now::read()), "connected to the Tor network");
         let circuits = Arc::new(Circuits::new(Arc::new(Paths::new(Arc::clone(&tor), &tor_config)?)));
         let onions = Arc::new(OnionConnector::new(Arc::clone(&tor), &tor_config)?);
         let directories = if config.mode == Mode::Never { &[][..] } else { &config.directories };
@@ -124,15 +121,11 @@ impl Client {
         let blockers = Arc::new(Blockers::new(config.known_blockers));
         let (seen, to_probe) = mpsc::channel(TO_PROBE);
         let seen = config.probe.then_some(seen);
-        let connector = Arc::new(Connector::new(
-            tor,
-            circuits,
-            bridges,
-            &config,
-            asking.subscribe(),
-            Arc::clone(&blockers),
-            seen,
-        ));
+        let connector =
+            Arc::new(Connector::new(tor, circuits, &config, asking.subscribe(), Arc::clone(&blockers), seen));
+        let exit_bridges =
+            connector.replace_bridges(Source::Given, [config.bridges.clone(), from_file].concat());
+        tracing::info!(exit_bridges, "connected to the Tor network");
         let probing = https.map(|https| probe::run(Arc::clone(&connector), https, to_probe));
         let wishes = Wishes { country: config.country, ..Wishes::default() };
         let finder = Finder::new(Arc::clone(&connector), onions, wishes, &config.state_folder()?, asking);
@@ -188,9 +181,8 @@ async fn follow_bridge_file(config: &Config, connector: &Connector) {
                 Err(error) => tracing::warn!(%error, "a line is left out"),
             }
         }
-        let mut bridges = connector.bridges();
-        bridges.replace(Source::Given, lines);
-        tracing::info!(exit_bridges = bridges.alive(Now::read()), "bridge_file read again");
+        let exit_bridges = connector.replace_bridges(Source::Given, lines);
+        tracing::info!(exit_bridges, "bridge_file read again");
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use arti_client::isolation::IsolationHelper;
 use arti_client::{StreamPrefs, TorClient};
+use eebt_proto::BridgeLine;
 use eebt_proto::special_use::special_use;
 use eebt_tor::{CircuitError, PathKind, TorRuntime};
 use futures::StreamExt as _;
@@ -27,6 +28,9 @@ use crate::verdicts::Verdicts;
 
 /// How long one exit bridge may keep us waiting before another one is tried beside it.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How many circuits are built before the first stream.
+const SPARES_AHEAD: usize = 3;
 
 /// Most tries for one stream.
 const MAX_TRIES: usize = 4;
@@ -166,11 +170,10 @@ pub struct Opened {
 }
 
 impl Connector {
-    /// A connector with its exit bridges.
+    /// A connector that knows no exit bridge yet.
     pub fn new(
         tor: Arc<TorClient<TorRuntime>>,
         circuits: Arc<Circuits<Group>>,
-        bridges: Bridges<Group>,
         config: &crate::Config,
         asking: watch::Receiver<usize>,
         blockers: Arc<Blockers>,
@@ -179,7 +182,7 @@ impl Connector {
         Self {
             tor,
             circuits,
-            bridges: Mutex::new(bridges),
+            bridges: Mutex::default(),
             mode: config.mode,
             rules: config.rules.clone(),
             path: config.path,
@@ -233,6 +236,25 @@ impl Connector {
             }
         };
         tokio::time::timeout(self.timeout, open).await.unwrap_or(Err(ConnectError::Timeout))
+    }
+
+    /// Takes over a new list of exit bridges, and builds circuits to a few of them before anybody waits for one. How
+    /// many are alive, from all sources.
+    pub fn replace_bridges(&self, source: Source, lines: Vec<BridgeLine>) -> usize {
+        let (alive, ahead) = {
+            let mut bridges = self.bridges();
+            bridges.replace(source, lines);
+            let now = Now::read();
+            let ids = bridges.some(SPARES_AHEAD, now).into_iter();
+            let lines = ids.filter_map(|id| bridges.line(id).map(|(line, from)| (id, line.clone(), from)));
+            (bridges.alive(now), lines.collect::<Vec<_>>())
+        };
+        if self.mode != Mode::Never {
+            for (id, line, from) in ahead {
+                self.circuits.build_spare(id, line, self.path(from));
+            }
+        }
+        alive
     }
 
     fn refuses_tor(&self, host: &str, port: u16) -> bool {

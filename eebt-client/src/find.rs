@@ -106,7 +106,7 @@ impl Finder {
                     *place = lines;
                 }
                 let all: Vec<BridgeLine> = given.iter().flatten().cloned().collect();
-                this.connector.bridges().replace(Source::Found, all);
+                this.connector.replace_bridges(Source::Found, all);
             };
             // A number instead of an address: the log shall not say whom we ask.
             this.follow(directory.clone(), i + 1, take)

@@ -71,6 +71,39 @@ pub fn cases(suite: &mut Suite) {
         Ok(())
     });
 
+    suite.case("auto: a challenge for Tor's exits is not shown", async |lab| {
+        let (bridge, client) = auto(lab).await?;
+        let origin = lab.origins.blocking_tor_exits();
+        origin.clear_hits();
+        ensure!(client.get(&origin.url("/challenge")).await?.status == 200);
+        ensure!(visitors(origin) == [lab.net.exit_egress_ip(), bridge.ip], "{:?}", visitors(origin));
+        ensure!(client.process.stderr().contains("Cloudflare's challenge"));
+        Ok(())
+    });
+
+    suite.case("auto: a log-in that is tied to an address lasts", async |lab| {
+        let bridges = [lab.bridge().run().await?, lab.bridge().run().await?, lab.bridge().run().await?];
+        let client = bridges.iter().fold(lab.client().set("mode", "auto"), |c, b| c.via(b)).run().await?;
+        let origin = lab.origins.blocking_tor_exits();
+        origin.clear_hits();
+        for person in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+            // As Tor Browser does: one name for each site in the address bar.
+            ensure!(client.get_as(person, &origin.url("/")).await?.status == 200);
+            let jar = client.dir.join(person).display().to_string();
+            let as_person = ["--proxy-user", &format!("{person}:x"), "-c", &jar, "-b", &jar];
+            let login =
+                client.curl(&origin.url("/login"), &[&as_person[..], &["-d", "name=x"]].concat()).await?;
+            ensure!(login.status == 200, "{login:?}");
+            for _ in 0..5 {
+                let account = client.curl(&origin.url("/account"), &as_person).await?;
+                ensure!(account.status == 200, "{account:?}");
+            }
+        }
+        let used: std::collections::HashSet<_> = visitors(origin).into_iter().collect();
+        ensure!(used.len() > 2, "all persons had the same address: {used:?}");
+        Ok(())
+    });
+
     for (name, how) in [("resets", TurnAway::Reset), ("closes", TurnAway::Close), ("stalls", TurnAway::Stall)]
     {
         for optimistic in [true, false] {

@@ -60,6 +60,7 @@ async fn firefox(proxy: SocketAddr, authority: &Path, dir: &Path) -> anyhow::Res
         ("network.proxy.type", 1),
         ("network.proxy.socks_port", proxy.port().into()),
         ("network.proxy.socks_version", 5),
+        ("network.trr.mode", 5),
         ("datareporting.policy.dataSubmissionPolicyBypassNotification", 1),
     ];
     let switches = [
@@ -104,6 +105,7 @@ async fn chromium(proxy: SocketAddr, authority: &Path, dir: &Path) -> anyhow::Re
         // As above: origins are on loopback.
         .arg("--proxy-bypass-list=<-loopback>")
         .arg(format!("--user-data-dir={}", dir.join("profile").display()))
+        .arg("--force-webrtc-ip-handling-policy=disable_non_proxied_udp")
         .args(["--headless=new", "--no-first-run", "--disable-gpu", "--disable-background-networking"])
         // Its sandbox does not start as root.
         .arg("--no-sandbox");

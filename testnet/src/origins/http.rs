@@ -9,6 +9,9 @@
 //! | `/slow-sink?rate=BYTES_PER_SEC` | the same, slowly |
 //! | `/status/CODE` | that status |
 //! | `/visit?image=URL&..` | a page for browsers: loads these pictures, and says how that went by asking for `/report?..` (`visit.html`) |
+//! | `/challenge` | a page; from `blocking`, for blocked addresses a challenge as Cloudflare's |
+//! | `/login` (POST) | a cookie that is good at the address that it was given to |
+//! | `/account` | 200 for who has one, else 403 |
 //! | `/image` | a picture; from `blocking`, 403 and a block page for blocked addresses |
 //! | `/socket` | a WebSocket that returns every message |
 //! | `/protocol` | the version of HTTP |
@@ -26,7 +29,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{any, get, put};
+use axum::routing::{any, get, post, put};
 use axum::{Extension, Router};
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
@@ -135,6 +138,9 @@ fn router(site: Arc<Site>) -> Router {
         .route("/sink", put(sink).post(sink))
         .route("/slow-sink", put(slow_sink).post(slow_sink))
         .route("/visit", get(async || Html(include_str!("visit.html"))))
+        .route("/challenge", get(challenge))
+        .route("/login", post(login))
+        .route("/account", get(account))
         .route("/image", get(image))
         .route("/socket", any(async |upgrade: WebSocketUpgrade| upgrade.on_upgrade(return_messages)))
         .route("/protocol", get(async |version: Version| (ANY_ORIGIN, format!("{version:?}"))))
@@ -167,6 +173,30 @@ async fn image(site: State<Arc<Site>>, peer: Extension<Peer>) -> Response {
     }
     let picture = r#"<svg xmlns="http://www.w3.org/2000/svg" width="16" height="16"><rect width="16" height="16"/></svg>"#;
     ([(header::CONTENT_TYPE, "image/svg+xml")], picture).into_response()
+}
+
+async fn challenge(site: State<Arc<Site>>, peer: Extension<Peer>) -> Response {
+    if !site.blocks(peer.0.0) {
+        return page(site, peer).await;
+    }
+    let head = [("server", "cloudflare"), ("cf-mitigated", "challenge")];
+    (StatusCode::FORBIDDEN, head, Html("<title>Just a moment...</title>\n")).into_response()
+}
+
+async fn login(site: State<Arc<Site>>, peer: Extension<Peer>) -> Response {
+    let refused = site.blocks(peer.0.0);
+    let mut response = page(site, peer).await;
+    if !refused && let Ok(cookie) = HeaderValue::from_str(&format!("session={}", peer.0.0)) {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
+async fn account(headers: HeaderMap, Extension(Peer(ip)): Extension<Peer>) -> Response {
+    match headers.get(header::COOKIE) {
+        Some(cookie) if *cookie == format!("session={ip}") => "your account\n".into_response(),
+        _ => (StatusCode::FORBIDDEN, "log in first, or again: your address has changed\n").into_response(),
+    }
 }
 
 async fn return_messages(mut socket: WebSocket) {
