@@ -1,5 +1,6 @@
 //! What is measured, and how: each figure goes round all paths, again and again.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -8,7 +9,7 @@ use futures::future::try_join_all;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
-use crate::paths::{Path, Paths};
+use crate::paths::{self, Path, Paths};
 use crate::process::{Cost, memory};
 use crate::report::{Report, Sample};
 use crate::visit;
@@ -20,6 +21,8 @@ pub enum Figure {
     TtfbWarm,
     /// The same for somebody who comes for the first time.
     TtfbCold,
+    /// Time to the first byte of a page that is refused to Tor, for those who open it.
+    TtfbBlocked,
     /// Time to load a page of 40 resources on 6 hosts.
     Page,
     /// One large download, with what it costs.
@@ -40,9 +43,10 @@ pub enum Figure {
 
 impl Figure {
     /// Those of a network, in the order in which they are measured.
-    pub const OF_A_NETWORK: [Self; 8] = [
+    pub const OF_A_NETWORK: [Self; 9] = [
         Self::TtfbWarm,
         Self::TtfbCold,
+        Self::TtfbBlocked,
         Self::Page,
         Self::Download,
         Self::Upload,
@@ -137,7 +141,7 @@ pub async fn measure(figure: Figure, paths: &Paths, plan: &Plan, report: &mut Re
         return idle(paths, plan, report).await;
     }
     let rounds = match figure {
-        Figure::TtfbWarm | Figure::TtfbCold => plan.samples,
+        Figure::TtfbWarm | Figure::TtfbCold | Figure::TtfbBlocked => plan.samples,
         _ => plan.rounds,
     };
     for round in 0..rounds {
@@ -154,15 +158,21 @@ pub async fn measure(figure: Figure, paths: &Paths, plan: &Plan, report: &mut Re
             let one = async {
                 match figure {
                     Figure::TtfbWarm => {
-                        let took = ttfb(paths, path, "warm").await?;
+                        let took = ttfb(path, paths.origin(), "warm").await?;
                         note(&name, Unit::Milliseconds, took);
                     }
                     Figure::TtfbCold => {
-                        let took = ttfb(paths, path, &format!("cold-{round}")).await?;
+                        let took = ttfb(path, paths.origin(), &format!("cold-{round}")).await?;
                         note(&name, Unit::Milliseconds, took);
                         // The circuits that are built ahead for the next one are not part of what comes next.
                         tokio::time::sleep(2 * paths.latency + Duration::from_millis(200)).await;
                     }
+                    Figure::TtfbBlocked
+                        if [paths::AUTO, paths::AUTO_AGAIN, paths::CIRCUIT].contains(&path.name) =>
+                    {
+                        note(&name, Unit::Milliseconds, ttfb(path, paths.blocking(), "warm").await?);
+                    }
+                    Figure::TtfbBlocked => {}
                     Figure::Page => note(&name, Unit::Milliseconds, page(paths, path).await?),
                     Figure::Download => download(paths, path, plan, &mut note).await?,
                     Figure::Upload => {
@@ -194,11 +204,11 @@ fn host(paths: &Paths) -> String {
 }
 
 /// From nothing to the first byte of a small body, in ms.
-async fn ttfb(paths: &Paths, path: &Path, group: &str) -> anyhow::Result<f64> {
+async fn ttfb(path: &Path, origin: SocketAddr, group: &str) -> anyhow::Result<f64> {
     let start = Instant::now();
-    let mut stream = path.connect(group, paths.origin()).await?;
+    let mut stream = path.connect(group, origin).await?;
     // A page that its origin sends in one piece, head and body.
-    let at = visit::first_byte(&mut stream, &host(paths), "/").await?;
+    let at = visit::first_byte(&mut stream, &origin.to_string(), "/").await?;
     Ok((at - start).as_secs_f64() * 1000.0)
 }
 

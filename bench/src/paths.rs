@@ -60,6 +60,10 @@ const LOG: &str = "info,tor_=warn,tor_netdir=error,arti_client=warn";
 pub const PLAIN: &str = "plain exit, C tor client";
 /// Plain Tor with Arti as the client.
 pub const PLAIN_ARTI: &str = "plain exit, Arti client";
+/// Plain Tor, by a client that decides by itself and knows of nobody who turns Tor away.
+pub const AUTO: &str = "mode auto";
+/// The same, which remembers who did.
+pub const AUTO_AGAIN: &str = "mode auto, again";
 /// Ours: guard, middle, exit bridge.
 pub const CIRCUIT: &str = "circuit exit bridge";
 /// Ours with vanguards: one hop more.
@@ -102,6 +106,9 @@ impl Paths {
         let vanguards = client("vanguards", &bridge).await?;
         let to_onion = client("standard", &onion_bridge).await?;
         let arti = lab.client().set("mode", "never").log(LOG).run().await?;
+        let auto = || lab.client().set("mode", "auto").log(LOG).via(&bridge);
+        let forgets = auto().set("verdict_lifetime", "1ms").run().await?;
+        let remembers = auto().run().await?;
         let to_unlisted = lab.client().log(LOG).via_line(&line_of(&unlisted)?).run().await?;
 
         let plain = lab.net.socks_addr();
@@ -118,6 +125,12 @@ impl Paths {
                 name: PLAIN_ARTI,
                 processes: vec![("eebt-client", pid(&arti.process)?)],
                 route: Route::Socks(arti.proxy),
+            },
+            Path { name: AUTO, processes: ours(&forgets, &bridge)?, route: Route::Socks(forgets.proxy) },
+            Path {
+                name: AUTO_AGAIN,
+                processes: ours(&remembers, &bridge)?,
+                route: Route::Socks(remembers.proxy),
             },
             Path { name: CIRCUIT, processes: ours(&standard, &bridge)?, route: Route::Socks(standard.proxy) },
             Path {
@@ -163,7 +176,7 @@ impl Paths {
             .collect();
         ensure!(!all.is_empty(), "no path is called like that");
         let running = Programs {
-            _clients: vec![standard, vanguards, to_onion, arti, to_unlisted],
+            _clients: vec![standard, vanguards, to_onion, arti, to_unlisted, forgets, remembers],
             _bridges: vec![bridge, onion_bridge],
             _proxies: running,
             _link: link,
@@ -177,6 +190,11 @@ impl Paths {
     /// Where the measured pages are.
     pub fn origin(&self) -> SocketAddr {
         self.lab.origins.open().addr()
+    }
+
+    /// A page that is refused to Tor's exits.
+    pub fn blocking(&self) -> SocketAddr {
+        self.lab.origins.blocking_tor_exits().addr()
     }
 
     /// The processes of the network itself: relays, and what else is a tor.

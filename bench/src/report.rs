@@ -57,7 +57,10 @@ struct Entry {
 }
 
 /// Who is held against whom.
-const COMPARED: [(&str, &str); 8] = [
+const COMPARED: [(&str, &str); 11] = [
+    (paths::AUTO, paths::PLAIN_ARTI),
+    (paths::AUTO, paths::CIRCUIT),
+    (paths::AUTO_AGAIN, paths::CIRCUIT),
     (paths::CIRCUIT, paths::PLAIN),
     (paths::CIRCUIT, paths::PLAIN_ARTI),
     (paths::CIRCUIT_VANGUARDS, paths::PLAIN),
