@@ -77,6 +77,7 @@ pub(crate) async fn serve(
     }
 }
 
+/// What takes long is boxed: its memory is gone once there is a stream, of which a browser holds hundreds.
 async fn serve_program(
     mut tcp: TcpStream,
     peer: SocketAddr,
@@ -96,8 +97,9 @@ async fn serve_program(
             _ => Err(RequestError::Malformed),
         }
     };
-    let talk =
-        tokio::time::timeout(handshake_timeout, handshake).await.map_err(|_| RequestError::Timeout)??;
+    let talk = tokio::time::timeout(handshake_timeout, Box::pin(handshake))
+        .await
+        .map_err(|_| RequestError::Timeout)??;
     match talk {
         Talk::Socks(request) => {
             let group = group(request.protocol(), request.credentials());
@@ -110,18 +112,18 @@ async fn serve_program(
             };
             match ask {
                 Ask::Connect(host, port) => {
-                    let opened = connector.connect(&group, &host, port).await;
+                    let opened = Box::pin(connector.connect(&group, &host, port)).await;
                     let reply = request.reply(opened.as_ref().map(|_| None));
                     let target = (host.as_str(), port);
                     finish(tcp, &reply, request.early_data, opened, &group, target, connector).await
                 }
                 Ask::Resolve(host) => {
-                    let found = connector.resolve(&group, &host).await;
+                    let found = Box::pin(connector.resolve(&group, &host)).await;
                     let reply = request.reply(found.as_ref().map(|ips| socks::first_address(ips)));
                     tcp.write_all(&reply).await.map_err(RequestError::Io)
                 }
                 Ask::ResolvePtr(ip) => {
-                    let found = connector.resolve_ptr(&group, ip).await;
+                    let found = Box::pin(connector.resolve_ptr(&group, ip)).await;
                     let reply = request.reply(found.as_ref().map(|names| socks::first_name(names)));
                     tcp.write_all(&reply).await.map_err(RequestError::Io)
                 }
@@ -129,7 +131,7 @@ async fn serve_program(
         }
         Talk::Http(request) => {
             let group = group(crate::connect::Protocol::HttpConnect, request.credentials);
-            let opened = connector.connect(&group, &request.host, request.port).await;
+            let opened = Box::pin(connector.connect(&group, &request.host, request.port)).await;
             let reply = http::reply(opened.as_ref().map(|_| ()));
             let target = (request.host.as_str(), request.port);
             finish(tcp, reply.as_bytes(), request.early_data, opened, &group, target, connector).await
@@ -177,7 +179,8 @@ async fn settle_and_copy(
     target: (&str, u16),
     connector: &Connector,
 ) -> std::io::Result<()> {
-    let settled = connector.settle(group, target.0, target.1, &mut tcp, opened, early_data).await?;
+    let settling = connector.settle(group, target.0, target.1, &mut tcp, opened, early_data);
+    let settled = Box::pin(settling).await?;
     tcp.write_all(&settled.got).await?;
     if let Some(error) = settled.broke {
         tcp.set_zero_linger()?;
