@@ -2,14 +2,15 @@
 # make test   all tests, with the real parts they need
 # make demo   see a page that refuses Tor open through an exit bridge
 # make demo-onion   the same for a client that knows only an exit-bridge directory
+# make deb    the client's Debian package, in target/debian
 # make demo-auto    a browser loads a page of which one part is refused to Tor, with nothing chosen
 
 CARGO ?= cargo
 PROFILE := --release
 # Programs that only tests need.
-TEST_NEEDS := firefox-esr chromium certutil
+TEST_NEEDS := firefox-esr chromium certutil torsocks sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze
 
-.PHONY: build setup demo demo-onion demo-auto test e2e bench lint fmt clean
+.PHONY: build setup demo demo-onion demo-auto deb test e2e bench lint fmt clean
 
 build: setup
 	$(CARGO) build $(PROFILE) --workspace --bins
@@ -28,6 +29,10 @@ demo-onion: build
 demo-auto: build
 	@./deploy/setup firefox-esr
 	@./deploy/demo-auto
+
+deb: build
+	@./deploy/setup dpkg-shlibdeps
+	@./deploy/deb
 
 # Always the whole workspace, so that every command sees the same features and nothing is built twice.
 test: build

@@ -1,0 +1,78 @@
+//! The client's Debian package, and the unit in it.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use anyhow::{Context as _, ensure};
+use sha2::Digest as _;
+use tests::{Lab, Running, binary};
+use tokio::process::Command;
+
+use crate::Suite;
+
+pub fn cases(suite: &mut Suite) {
+    suite.case("the Debian package is the same each time, and its unit runs the client", async |lab| {
+        let (one, two) = (package(lab).await?, package(lab).await?);
+        let sum = |path: &Path| std::fs::read(path).map(sha2::Sha256::digest);
+        ensure!(sum(&one)? == sum(&two)?, "another package each time");
+
+        let root = lab.folder("root");
+        done(Command::new("dpkg-deb").arg("-x").arg(&one).arg(&root)).await?;
+        let program = root.join("usr/bin/eebt-client");
+        let said = done(Command::new(&program).arg("--version")).await?;
+        ensure!(String::from_utf8_lossy(&said.stdout).starts_with("eebt-client "), "{said:?}");
+
+        let unit = root.join("usr/lib/systemd/user/eebt-client.service");
+        let unit =
+            std::fs::read_to_string(&unit)?.replace("/usr/bin/eebt-client", &program.display().to_string());
+        let dir = lab.folder("unit");
+        let path = dir.join("eebt-client.service");
+        std::fs::write(&path, &unit)?;
+        let verify = done(
+            Command::new("systemd-analyze")
+                .args(["--user", "verify"])
+                .arg(&path)
+                .env("XDG_RUNTIME_DIR", &dir),
+        )
+        .await?;
+        let complaints = String::from_utf8_lossy(&verify.stderr);
+        ensure!(!complaints.contains("eebt-client.service:"), "{complaints}");
+
+        // What the unit starts, with the configuration where it says.
+        let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).context("ExecStart")?;
+        let config = dir.join("eebt-client/config.toml");
+        std::fs::create_dir_all(config.parent().context("a folder")?)?;
+        let bridge = lab.bridge().run().await?;
+        let text = format!(
+            "network = {:?}\nlisten = [\"127.0.0.1:0\"]\nbridges = [{:?}]\nstate_dir = {:?}\n",
+            lab.net.network_file().display().to_string(),
+            bridge.line.to_string(),
+            dir.join("state").display().to_string(),
+        );
+        std::fs::write(&config, text)?;
+        let start = start.replace("%E", &dir.display().to_string());
+        let mut words = start.split_whitespace();
+        let mut command = Command::new(words.next().context("a program")?);
+        command.args(words);
+        let mut client = Running::start(command, &dir)?;
+        client.wait_for("ready line", |_, err| err.contains("ready: ").then_some(())).await
+    });
+}
+
+async fn package(lab: &Lab) -> anyhow::Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/deb");
+    let programs = binary("eebt-client");
+    let target = programs.ancestors().nth(2).context("a target folder")?;
+    let out = lab.folder("deb");
+    let made = done(
+        Command::new(script).arg(&out).env("CARGO_TARGET_DIR", target).env("SOURCE_DATE_EPOCH", "1700000000"),
+    )
+    .await?;
+    Ok(String::from_utf8_lossy(&made.stdout).trim().into())
+}
+
+async fn done(command: &mut Command) -> anyhow::Result<Output> {
+    let out = command.kill_on_drop(true).output().await.with_context(|| format!("{command:?}"))?;
+    ensure!(out.status.success(), "{command:?}: {out:?}");
+    Ok(out)
+}
