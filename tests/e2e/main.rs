@@ -9,6 +9,7 @@ mod browsers;
 mod bulk;
 mod directory;
 mod fleet;
+mod leak;
 mod life;
 mod onion;
 mod package;
@@ -52,9 +53,17 @@ impl Suite {
     where
         F: AsyncFn(&Lab) -> anyhow::Result<()> + Send + 'static,
     {
+        self.case_if(true, name, case);
+    }
+
+    /// Adds a case that is only run where that is possible, and else shown as ignored.
+    pub fn case_if<F>(&mut self, possible: bool, name: &str, case: F)
+    where
+        F: AsyncFn(&Lab) -> anyhow::Result<()> + Send + 'static,
+    {
         let (lab, runtime) = (Arc::clone(&self.lab), self.runtime.clone());
         let (named, second_tries) = (name.to_owned(), Arc::clone(&self.second_tries));
-        self.cases.push(Trial::test(name, move || {
+        let trial = Trial::test(name, move || {
             runtime.block_on(async {
                 let lab = lab.get_or_try_init(Lab::start).await.map_err(failed)?;
                 let once =
@@ -69,7 +78,8 @@ impl Suite {
                 tokio::time::sleep(Duration::from_secs(25)).await;
                 once().await
             })
-        }));
+        });
+        self.cases.push(trial.with_ignored_flag(!possible));
     }
 }
 
@@ -83,6 +93,13 @@ fn main() {
     args.test_threads.get_or_insert(1);
     strangers::arti_runtime();
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    if std::env::var_os(leak::INSIDE).is_some() {
+        if let Err(error) = runtime.block_on(leak::inside()) {
+            eprintln!("{error:?}");
+            std::process::exit(1);
+        }
+        return;
+    }
     let mut suite = Suite {
         lab: Arc::default(),
         runtime: runtime.handle().clone(),
@@ -95,6 +112,7 @@ fn main() {
     browsers::cases(&mut suite);
     recipes::cases(&mut suite);
     package::cases(&mut suite);
+    leak::cases(&mut suite);
     onion::cases(&mut suite);
     directory::cases(&mut suite);
     bulk::cases(&mut suite);
