@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant, SystemTime};
 
-use eebt_proto::BridgeLine;
+use eebt_proto::directory::ReachName;
+use eebt_proto::{BridgeLine, Country};
 use rand::seq::IteratorRandom as _;
 
 /// How long an exit bridge that failed once is left alone; doubled with each failure in a row.
@@ -43,13 +44,18 @@ pub enum Source {
 /// The exit bridges, and the groups that keep one.
 pub struct Bridges<G> {
     known: Vec<Known>,
-    kept: HashMap<G, (BridgeId, Instant)>,
+    /// How many there have been.
+    numbered: usize,
+    kept: HashMap<G, Kept>,
 }
 
 struct Known {
     id: BridgeId,
+    number: usize,
     line: BridgeLine,
     source: Source,
+    country: Option<Country>,
+    works_since: Option<Instant>,
     failures: u32,
     paused_until: Option<Instant>,
 }
@@ -63,6 +69,65 @@ impl Known {
     fn is_rested(&self, now: Now) -> bool {
         self.paused_until.is_none_or(|until| until <= now.instant)
     }
+}
+
+/// What a group has.
+struct Kept {
+    id: BridgeId,
+    used: Instant,
+    /// Those that the person did not want for it any more.
+    left: Vec<BridgeId>,
+}
+
+/// How an exit bridge does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Nobody used it yet.
+    Untried,
+    /// It works.
+    Works {
+        /// Since when.
+        since: Instant,
+    },
+    /// It failed so many times in a row, and is left alone until then.
+    Failed {
+        /// How often.
+        times: u32,
+        /// Until when.
+        until: Instant,
+    },
+    /// Its time is over.
+    Expired,
+}
+
+/// An exit bridge, as it is shown to the person.
+#[derive(Clone)]
+pub struct Shown {
+    /// Which one.
+    pub id: BridgeId,
+    /// See [`Bridges::ordinal`].
+    pub number: usize,
+    /// How it is reached.
+    pub reach: ReachName,
+    /// Who named it.
+    pub source: Source,
+    /// Where it leaves from, by what a directory says.
+    pub country: Option<Country>,
+    /// When it ends.
+    pub expires: Option<SystemTime>,
+    /// How it does.
+    pub health: Health,
+}
+
+/// What became of the wish for another exit bridge.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
+    /// The group has this one now, instead of that.
+    From(BridgeId, BridgeId),
+    /// There is none that works and that the group has not had. When asked once more, those are taken again.
+    NoOther,
+    /// The group has none.
+    HasNone,
 }
 
 /// The moment, by both clocks.
@@ -83,7 +148,7 @@ impl Now {
 
 impl<G: Clone + Eq + Hash> Default for Bridges<G> {
     fn default() -> Self {
-        Self { known: Vec::new(), kept: HashMap::new() }
+        Self { known: Vec::new(), numbered: 0, kept: HashMap::new() }
     }
 }
 
@@ -105,7 +170,12 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
             }
             let known = match old.remove(&id) {
                 Some(known) if known.line == line => known,
-                _ => Known { id, line, source, failures: 0, paused_until: None },
+                before => {
+                    let number = before.map_or(self.numbered + 1, |known| known.number);
+                    self.numbered = self.numbered.max(number);
+                    let (country, works_since) = (None, None);
+                    Known { id, number, line, source, country, works_since, failures: 0, paused_until: None }
+                }
             };
             self.known.push(known);
         }
@@ -116,9 +186,43 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
         self.known.iter().find(|k| k.id == id).map(|k| (&k.line, k.source))
     }
 
-    /// A number for the log, from 1, that says nothing about the exit bridge.
+    /// A number for the log and the page, from 1, that says nothing about the exit bridge. It keeps it while
+    /// it is known, and no other one gets it. 0 for one that is not known.
     pub fn ordinal(&self, id: BridgeId) -> usize {
-        self.known.iter().position(|k| k.id == id).map_or(0, |i| i + 1)
+        self.known.iter().find(|k| k.id == id).map_or(0, |k| k.number)
+    }
+
+    /// A directory says where it leaves from.
+    pub fn note_country(&mut self, identity: &[u8; 32], country: Option<Country>) {
+        if let Some(known) = self.known.iter_mut().find(|k| k.id.0 == *identity && k.source == Source::Found)
+        {
+            known.country = country;
+        }
+    }
+
+    /// All that are known, by their numbers.
+    pub fn shown(&self, now: Now) -> Vec<Shown> {
+        let health = |k: &Known| match (k.paused_until.filter(|until| *until > now.instant), k.works_since) {
+            _ if k.line.is_expired(now.wall) => Health::Expired,
+            (Some(until), _) => Health::Failed { times: k.failures, until },
+            (None, Some(since)) => Health::Works { since },
+            (None, None) => Health::Untried,
+        };
+        let mut all: Vec<Shown> = self
+            .known
+            .iter()
+            .map(|k| Shown {
+                id: k.id,
+                number: k.number,
+                reach: ReachName::from(&k.line.reach),
+                source: k.source,
+                country: k.country,
+                expires: k.line.expires,
+                health: health(k),
+            })
+            .collect();
+        all.sort_by_key(|k| k.number);
+        all
     }
 
     /// How many are known and not expired.
@@ -145,7 +249,8 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
     pub fn choose(&mut self, group: &G, port: u16, not: &[BridgeId], now: Now) -> Option<BridgeId> {
         let fits =
             |k: &&Known| !not.contains(&k.id) && !k.line.is_expired(now.wall) && k.line.ports.contains(port);
-        let kept = self.kept.get(group).map(|(id, _)| *id);
+        let kept = self.kept.get(group).map(|kept| kept.id);
+        let left = self.kept.get(group).map_or(&[][..], |kept| &kept.left);
         let own = kept.and_then(|id| self.known.iter().find(|k| k.id == id));
         let replace = own.is_none_or(|k| !k.works(now));
         let chosen = self
@@ -153,6 +258,10 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
             .iter()
             .filter(fits)
             .find(|k| Some(k.id) == kept && k.is_rested(now))
+            .or_else(|| {
+                let rested = self.known.iter().filter(fits).filter(|k| k.is_rested(now));
+                rested.filter(|k| !left.contains(&k.id)).choose(&mut rand::rng())
+            })
             .or_else(|| self.known.iter().filter(fits).filter(|k| k.is_rested(now)).choose(&mut rand::rng()))
             .or_else(|| self.known.iter().filter(fits).min_by_key(|k| k.paused_until))?
             .id;
@@ -164,17 +273,43 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
 
     fn keep(&mut self, group: &G, id: BridgeId, now: Now) {
         if self.kept.len() >= MAX_GROUPS && !self.kept.contains_key(group) {
-            let oldest = self.kept.iter().min_by_key(|(_, (_, used))| *used).map(|(g, _)| g.clone());
+            let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.used).map(|(g, _)| g.clone());
             oldest.map(|g| self.kept.remove(&g));
         }
-        self.kept.insert(group.clone(), (id, now.instant));
+        let left = self.kept.remove(group).map(|kept| kept.left).unwrap_or_default();
+        self.kept.insert(group.clone(), Kept { id, used: now.instant, left });
+    }
+
+    /// Gives a group another exit bridge, one that works and lets `port` out, for the person does not want
+    /// the one that it has. It does not come back to that before it has had all others.
+    pub fn another(&mut self, group: &G, port: u16, now: Now) -> Moved {
+        let Some(kept) = self.kept.get_mut(group) else { return Moved::HasNone };
+        let from = kept.id;
+        let fits = |k: &&Known| {
+            let rested = k.paused_until.is_none_or(|until| until <= now.instant);
+            let alive = !k.line.is_expired(now.wall) && k.line.ports.contains(port);
+            k.id != from && rested && alive && !kept.left.contains(&k.id)
+        };
+        match self.known.iter().filter(fits).choose(&mut rand::rng()) {
+            Some(other) => {
+                kept.left.push(from);
+                kept.id = other.id;
+                kept.used = now.instant;
+                Moved::From(from, other.id)
+            }
+            None => {
+                kept.left.clear();
+                Moved::NoOther
+            }
+        }
     }
 
     /// It works.
-    pub fn note_success(&mut self, id: BridgeId) {
+    pub fn note_success(&mut self, id: BridgeId, now: Now) {
         if let Some(known) = self.known.iter_mut().find(|k| k.id == id) {
             known.failures = 0;
             known.paused_until = None;
+            known.works_since.get_or_insert(now.instant);
         }
     }
 
@@ -259,8 +394,69 @@ mod tests {
         assert_eq!(bridges.known[0].paused_until, Some(now.instant + Duration::from_secs(10)));
         (0..20).for_each(|_| bridges.note_failure(only, now));
         assert_eq!(bridges.known[0].paused_until, Some(now.instant + LONGEST_PAUSE));
-        bridges.note_success(only);
+        bridges.note_success(only, now);
         assert_eq!(bridges.known[0].paused_until, None);
+    }
+
+    #[test]
+    fn the_person_has_a_group_go_round_all_that_work() {
+        let (mut bridges, now) = bridges(4);
+        assert!(bridges.another(&"a", 443, now) == Moved::HasNone);
+        let first = bridges.choose(&"a", 443, &[], now).unwrap();
+        let dead = bridges.known.iter().map(|k| k.id).find(|id| *id != first).unwrap();
+        bridges.note_failure(dead, now);
+        let mut had = vec![first];
+        for _ in 0..2 {
+            let Moved::From(from, to) = bridges.another(&"a", 443, now) else { panic!() };
+            assert!(had.last() == Some(&from) && !had.contains(&to) && to != dead);
+            assert!(bridges.choose(&"a", 443, &[], now) == Some(to), "new streams take it");
+            had.push(to);
+        }
+        assert!(bridges.another(&"a", 443, now) == Moved::NoOther);
+        assert!(bridges.choose(&"a", 443, &[], now) == had.last().copied(), "it keeps what it has");
+        let round = bridges.another(&"a", 443, now);
+        assert!(matches!(round, Moved::From(_, to) if had.contains(&to)), "and round again");
+        assert!(bridges.another(&"a", 22, now) == Moved::NoOther, "the port is closed at all");
+    }
+
+    #[test]
+    fn one_that_the_person_left_is_the_last_choice() {
+        let (mut bridges, now) = bridges(3);
+        let first = bridges.choose(&"a", 443, &[], now).unwrap();
+        let Moved::From(_, second) = bridges.another(&"a", 443, now) else { panic!() };
+        bridges.note_failure(second, now);
+        let third = bridges.choose(&"a", 443, &[], now).unwrap();
+        assert!(third != first && third != second);
+        bridges.note_failure(third, now);
+        assert!(bridges.choose(&"a", 443, &[], now) == Some(first), "better than none");
+    }
+
+    #[test]
+    fn a_number_stays_with_its_exit_bridge() {
+        let (mut bridges, now) = bridges(2);
+        bridges.replace(Source::Given, [line(3, "web", None), line(2, "80", None)]);
+        let numbers =
+            |bridges: &Bridges<&str>| bridges.shown(now).iter().map(|s| (s.number, s.id)).collect::<Vec<_>>();
+        assert!(numbers(&bridges) == [(2, BridgeId([2; 32])), (3, BridgeId([3; 32]))]);
+        assert_eq!((bridges.ordinal(BridgeId([1; 32])), bridges.ordinal(BridgeId([3; 32]))), (0, 3));
+    }
+
+    #[test]
+    fn health_is_shown_as_it_is() {
+        let now = Now::read();
+        let mut bridges = Bridges::<&str>::default();
+        let soon = Some(now.wall + Duration::from_secs(10));
+        bridges.replace(Source::Found, [line(1, "web", None), line(2, "web", None), line(3, "web", soon)]);
+        bridges.note_success(BridgeId([1; 32]), now);
+        bridges.note_success(BridgeId([2; 32]), now);
+        bridges.note_failure(BridgeId([2; 32]), now);
+        bridges.note_country(&[1; 32], "SE".parse().ok());
+        let until = now.instant + FIRST_PAUSE;
+        let works = Health::Works { since: now.instant };
+        let health = |now| bridges.shown(now).iter().map(|s| s.health).collect::<Vec<_>>();
+        assert_eq!(health(now), [works, Health::Failed { times: 1, until }, Health::Untried]);
+        assert_eq!(health(later(now, 10)), [works, works, Health::Expired]);
+        assert_eq!(bridges.shown(now)[0].country, "SE".parse().ok());
     }
 
     #[test]

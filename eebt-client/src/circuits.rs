@@ -160,6 +160,19 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
         self.take_spare(id);
     }
 
+    /// New streams of `group` to this exit bridge take a new circuit.
+    pub fn leave(&self, id: BridgeId, group: &G) {
+        lock(&self.slots).remove(&(id, group.clone()));
+    }
+
+    /// How many circuits to an exit bridge take new streams.
+    pub fn usable(&self, id: BridgeId) -> usize {
+        let slots = lock(&self.slots);
+        let is_usable =
+            |slot: &Slot| slot.try_lock().is_ok_and(|c| c.as_ref().is_some_and(Circuit::is_usable));
+        slots.iter().filter(|((to, _), slot)| *to == id && is_usable(slot)).count()
+    }
+
     /// A circuit by one path or another.
     async fn build(&self, line: &BridgeLine, path: PathKind) -> Result<Circuit, CircuitError> {
         let mut tried = 1;

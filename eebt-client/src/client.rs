@@ -16,12 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blockers::Blockers;
 use crate::bridges::Source;
+use crate::choices::Choices;
 use crate::circuits::Circuits;
 use crate::config::{Config, parse_bridge_lines};
 use crate::connect::Connector;
 use crate::find::Finder;
 use crate::https::Https;
 use crate::listen;
+use crate::page::Page;
 use crate::probe;
 use crate::route::Mode;
 
@@ -55,6 +57,14 @@ pub enum RunError {
     /// HTTPS sites cannot be asked.
     #[error("probe: no TLS connections can be made")]
     Probe(#[source] std::io::Error),
+    /// The page's port is taken.
+    #[error("page: cannot listen on {addr}")]
+    Page {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
     /// No circuits of our own.
     #[error(transparent)]
     Circuits(#[from] CircuitError),
@@ -84,7 +94,8 @@ impl Client {
         Ok(Self { config, tor_config, from_file })
     }
 
-    /// Runs until `shutdown`. `ready` is called once, with the addresses that programs may use.
+    /// Runs until `shutdown`. `ready` is called once, with the addresses that programs may use, and the local
+    /// page if there is one.
     ///
     /// # Errors
     /// See [`RunError`].
@@ -92,7 +103,7 @@ impl Client {
         self,
         runtime: TorRuntime,
         shutdown: CancellationToken,
-        ready: impl FnOnce(&[SocketAddr]),
+        ready: impl FnOnce(&[SocketAddr], Option<&Page>),
     ) -> Result<(), RunError> {
         let Self { config, tor_config, from_file } = self;
         let https = config.probe.then(Https::new).transpose().map_err(RunError::Probe)?;
@@ -102,6 +113,10 @@ impl Client {
             let listen = |source| RunError::Listen { addr: *addr, source };
             listeners.push(TcpListener::bind(addr).await.map_err(listen)?);
         }
+        let page = match config.page {
+            Some(addr) => Some(Page::bind(addr).await.map_err(|source| RunError::Page { addr, source })?),
+            None => None,
+        };
 
         let tor_failed = |e: arti_client::Error| RunError::Tor(Box::new(e));
         let tor = TorClient::with_runtime(runtime)
@@ -117,27 +132,37 @@ impl Client {
         let circuits = Arc::new(Circuits::new(Arc::new(Paths::new(Arc::clone(&tor), &tor_config)?)));
         let onions = Arc::new(OnionConnector::new(Arc::clone(&tor), &tor_config)?);
         let directories = if config.mode == Mode::Never { &[][..] } else { &config.directories };
+        let state_dir = config.state_folder()?;
+        let choices = Choices::open(Some(state_dir.join("choices.json")));
         let asking = watch::Sender::new(directories.len());
         let blockers = Arc::new(Blockers::new(config.known_blockers));
         let (seen, to_probe) = mpsc::channel(TO_PROBE);
         let seen = config.probe.then_some(seen);
+        let asked = asking.subscribe();
         let connector =
-            Arc::new(Connector::new(tor, circuits, &config, asking.subscribe(), Arc::clone(&blockers), seen));
+            Arc::new(Connector::new(tor, circuits, &config, choices, asked, Arc::clone(&blockers), seen));
         let exit_bridges =
             connector.replace_bridges(Source::Given, [config.bridges.clone(), from_file].concat());
         tracing::info!(exit_bridges, "connected to the Tor network");
         let probing = https.map(|https| probe::run(Arc::clone(&connector), https, to_probe));
         let wishes = Wishes { country: config.country, ..Wishes::default() };
-        let finder = Finder::new(Arc::clone(&connector), onions, wishes, &config.state_folder()?, asking);
+        let finder = Finder::new(Arc::clone(&connector), onions, wishes, &state_dir, asking);
 
         let slots = Arc::new(Semaphore::new(config.connections as usize));
         let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
         let serving = futures::future::join_all(listeners.into_iter().map(|listener| {
             listen::serve(listener, Arc::clone(&connector), Arc::clone(&slots), config.handshake_timeout)
         }));
-        ready(&addresses);
+        ready(&addresses, page.as_ref());
+        let page = async {
+            match page {
+                Some(page) => page.run(Arc::clone(&connector), &config, addresses, &state_dir).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = serving => {}
+            () = page => {}
             () = follow_bridge_file(&config, &connector) => {}
             () = finder.run(directories) => {}
             () = blockers.follow(config.blocker_list.as_ref(), &connector) => {}

@@ -13,12 +13,18 @@ use serde::{Deserialize, Deserializer};
 use crate::blockers::ListSource;
 use crate::route::{Mode, Rule};
 
+/// Where the local page is, unless the person says otherwise.
+pub const DEFAULT_PAGE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9152);
+
 /// The configuration of a client. Every field has a default that works.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where programs speak SOCKS4a, SOCKS5 or HTTP CONNECT to us; each port understands all.
     pub listen: Vec<SocketAddr>,
+    /// Where the local page is served, on loopback; `None` for nowhere.
+    #[serde(deserialize_with = "page_address")]
+    pub page: Option<SocketAddr>,
     /// Whether `listen` may hold an address that other machines reach.
     pub allow_remote: bool,
     /// Which targets leave through an exit bridge.
@@ -76,6 +82,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: vec![(Ipv4Addr::LOCALHOST, 9150).into()],
+            page: Some(DEFAULT_PAGE),
             allow_remote: false,
             mode: Mode::default(),
             rules: Vec::new(),
@@ -117,6 +124,10 @@ impl Config {
                 "listen",
                 "is reachable from other machines, who could then use your Tor; set allow_remote if you mean it",
             );
+        }
+        // Whatever `allow_remote` says: the page shows where the person goes.
+        if self.page.is_some_and(|addr| !addr.ip().is_loopback()) {
+            return bad("page", "must be on loopback, such as 127.0.0.1:9152, or \"off\"");
         }
         let needs_bridges = self.mode != Mode::Never;
         let none = self.bridges.is_empty() && self.bridge_file.is_none() && self.directories.is_empty();
@@ -181,6 +192,21 @@ pub fn parse_bridge_lines(text: &str, origin: &str) -> Vec<Result<BridgeLine, Co
         .collect()
 }
 
+/// Reads where the page is: an address, or `off` or nothing for no page.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_page(text: &str) -> Result<Option<SocketAddr>, String> {
+    match text {
+        "" | "off" => Ok(None),
+        _ => text.parse().map(Some).map_err(|_| "expected ADDR:PORT or off".to_owned()),
+    }
+}
+
+fn page_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    parse_page(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
 fn bridge_lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<BridgeLine>, D::Error> {
     Vec::<String>::deserialize(deserializer)?
         .iter()
@@ -208,6 +234,9 @@ mod tests {
             ("listen = [\"nowhere\"]", "listen"),
             ("listen = []", "listen"),
             ("listen = [\"0.0.0.0:9150\"]", "allow_remote"),
+            ("page = \"0.0.0.0:9152\"", "page"),
+            ("page = \"192.0.2.1:9152\"\nallow_remote = true", "page"),
+            ("page = \"9152\"", "page"),
             ("mode = \"sometimes\"", "mode"),
             ("rules = [\"example.com\"]", "rules"),
             ("bridges = [\"eebt1 circuit address=1.2.3.4\"]", "address"),
@@ -221,6 +250,20 @@ mod tests {
                 Err(error) => error.to_string(),
             };
             assert!(error.contains(named), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_page_can_be_off() {
+        for (text, page) in [
+            ("", Some(DEFAULT_PAGE)),
+            ("page = \"\"", None),
+            ("page = \"off\"", None),
+            ("page = \"[::1]:0\"", Some((std::net::Ipv6Addr::LOCALHOST, 0).into())),
+        ] {
+            let config: Config = toml::from_str(&format!("mode = \"never\"\n{text}")).unwrap();
+            assert_eq!(config.page, page);
+            config.check().unwrap();
         }
     }
 

@@ -1,5 +1,7 @@
 //! From a target to a stream: the right way, and another exit bridge when one is dead.
 
+mod person;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +14,7 @@ use eebt_proto::special_use::special_use;
 use eebt_tor::{CircuitError, PathKind, TorRuntime};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use tokio::net::TcpStream;
+use tokio::io::AsyncRead;
 use tokio::sync::{broadcast, mpsc, watch};
 use tor_cell::relaycell::msg::EndReason;
 use tor_error::{ErrorKind, HasKind as _};
@@ -22,9 +24,13 @@ use crate::auto::{self, Settled};
 use crate::blocked::{Reason, TLS_HANDSHAKE};
 use crate::blockers::Blockers;
 use crate::bridges::{BridgeId, Bridges, Now, Source};
+use crate::choices::Choices;
 use crate::circuits::{Circuit, Circuits};
-use crate::route::{Mode, Route, Rule, normal, route};
+use crate::route::{Mode, Route, Rule, is_onion, normal, route};
 use crate::verdicts::Verdicts;
+use crate::visits::{Visits, Way};
+
+pub use person::{Another, Why};
 
 /// How long one exit bridge may keep us waiting before another one is tried beside it.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -154,6 +160,8 @@ pub struct Connector {
     blockers: Arc<Blockers>,
     /// Where targets go that TLS was spoken with over Tor, if anybody asks them.
     tls_seen: Option<mpsc::Sender<(String, u16)>>,
+    choices: Choices,
+    visits: Arc<Visits>,
     patience: Duration,
     /// How many exit-bridge directories are being asked: while one is, it is worth waiting.
     asking: watch::Receiver<usize>,
@@ -175,6 +183,7 @@ impl Connector {
         tor: Arc<TorClient<TorRuntime>>,
         circuits: Arc<Circuits<Group>>,
         config: &crate::Config,
+        choices: Choices,
         asking: watch::Receiver<usize>,
         blockers: Arc<Blockers>,
         tls_seen: Option<mpsc::Sender<(String, u16)>>,
@@ -193,8 +202,24 @@ impl Connector {
             verdicts: Arc::new(Verdicts::new(config.verdict_lifetime, config.verdict_file.clone())),
             blockers,
             tls_seen,
+            choices,
+            visits: Arc::new(Visits::new(config.page.is_some())),
             patience: config.patience,
             asking,
+        }
+    }
+
+    /// The way for `host`: the person's own choice, then mode and rules.
+    fn route(&self, host: &str) -> Route {
+        self.choices.get(host).unwrap_or_else(|| route(self.mode, &self.rules, host))
+    }
+
+    /// Which way a stream goes.
+    pub(crate) fn way(&self, host: &str, exit_bridge: Option<BridgeId>) -> Way {
+        match exit_bridge {
+            Some(id) => Way::ExitBridge(id, self.bridges().ordinal(id)),
+            None if is_onion(host) => Way::Onion,
+            None => Way::Tor,
         }
     }
 
@@ -209,7 +234,7 @@ impl Connector {
     /// See [`ConnectError`].
     pub async fn connect(&self, group: &Group, host: &str, port: u16) -> Result<Opened, ConnectError> {
         let open = async {
-            match route(self.mode, &self.rules, host) {
+            match self.route(host) {
                 Route::Tor => self.through_tor(group, host, port).await,
                 Route::ExitBridge => self.through_exit_bridge(group, host, port).await,
                 Route::Auto if self.refuses_tor(host, port) => {
@@ -307,7 +332,7 @@ impl Connector {
         group: &Group,
         host: &str,
         port: u16,
-        program: &mut TcpStream,
+        program: &mut (impl AsyncRead + Unpin),
         opened: Opened,
         sent: Vec<u8>,
     ) -> std::io::Result<Settled<DataStream, (BridgeId, Circuit)>> {
@@ -352,7 +377,7 @@ impl Connector {
     /// See [`ConnectError`].
     pub async fn resolve(&self, group: &Group, host: &str) -> Result<Vec<IpAddr>, ConnectError> {
         let look_up = async {
-            match route(self.mode, &self.rules, host) {
+            match self.route(host) {
                 Route::Tor | Route::Auto => {
                     self.tor.resolve_with_prefs(host, &self.prefs(group)).await.map_err(|e| plain_tor(&e))
                 }
@@ -379,7 +404,7 @@ impl Connector {
     /// See [`ConnectError`].
     pub async fn resolve_ptr(&self, group: &Group, ip: IpAddr) -> Result<Vec<String>, ConnectError> {
         let look_up = async {
-            match route(self.mode, &self.rules, &ip.to_string()) {
+            match self.route(&ip.to_string()) {
                 Route::Tor | Route::Auto => {
                     self.tor.resolve_ptr_with_prefs(ip, &self.prefs(group)).await.map_err(|e| plain_tor(&e))
                 }
@@ -404,7 +429,7 @@ impl Connector {
 
     /// A stream got an answer: its exit bridge works.
     pub fn note_answer(&self, id: BridgeId) {
-        self.bridges().note_success(id);
+        self.bridges().note_success(id, Now::read());
     }
 
     /// A stream got no answer for so long that its circuit must be dead: no other one uses that. The
@@ -416,7 +441,7 @@ impl Connector {
 
     /// A stream broke, with or without an answer before. An exit bridge that ended it unanswered for
     /// reasons of its own is left alone for a while. A circuit that is gone is not asked again, and
-    /// neither is the spare one: if the exit bridge died, that only does not know yet.
+    /// neither is the spare one: if the exit bridge died, that only does not know yet. Whether it is gone.
     pub async fn note_break(
         &self,
         group: &Group,
@@ -424,15 +449,19 @@ impl Connector {
         circuit: &Circuit,
         error: &std::io::Error,
         answered: bool,
-    ) {
+    ) -> bool {
         use tor_proto::Error::EndReceived;
         match error.get_ref().and_then(|e| e.downcast_ref::<tor_proto::Error>()) {
             Some(EndReceived(EndReason::HIBERNATING | EndReason::RESOURCELIMIT)) if !answered => {
                 self.note_failure(id);
+                false
             }
             // The target's end, or the program's.
-            Some(EndReceived(_)) | None => {}
-            Some(_) => self.circuits.retire(id, group, circuit).await,
+            Some(EndReceived(_)) | None => false,
+            Some(_) => {
+                self.circuits.retire(id, group, circuit).await;
+                true
+            }
         }
     }
 
@@ -545,7 +574,7 @@ impl Connector {
             tokio::select! {
                 done = attempts.next() => match done {
                     Some((id, Ok(circuit))) => {
-                        self.bridges().note_success(id);
+                        self.bridges().note_success(id, Now::read());
                         // Who kept us waiting for longer than the patience is left alone for a while.
                         for slow in started.iter().take_while(|s| **s != id).filter(|s| !not.contains(s)) {
                             self.note_failure(*slow);

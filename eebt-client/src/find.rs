@@ -129,10 +129,18 @@ impl Finder {
             let pause = match self.ask(&http).await {
                 Ok(found) => {
                     failures = 0;
+                    let countries: Vec<_> = found
+                        .exit_bridges
+                        .iter()
+                        .map(|f| (*f.bridge_line.reach.identity(), f.country))
+                        .collect();
                     lines = found.exit_bridges.into_iter().map(|found| found.bridge_line).collect();
                     lines.truncate(MAX_HANDED_OUT);
                     tracing::info!(directory = number, exit_bridges = lines.len(), "asked");
                     take(lines.clone()).await;
+                    for (identity, country) in &countries {
+                        self.connector.bridges().note_country(identity, *country);
+                    }
                     let lease = found.lease_until.duration_since(SystemTime::now()).unwrap_or_default();
                     let lease = lease.clamp(*LEASES.start(), *LEASES.end());
                     in_vain = if lines.is_empty() { in_vain + 1 } else { 0 };

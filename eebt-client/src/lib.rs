@@ -6,7 +6,8 @@
 //! it, [`connect`] opens the stream and tries another exit bridge when one is dead; [`auto`] watches
 //! whether the target answers Tor, which [`blocked`] tells and [`verdicts`] remembers, [`blockers`] are known
 //! without that, and `probe` asks what TLS hides; [`listen`] copies
-//! bytes until one side is done. [`find`] asks exit-bridge directories for exit bridges.
+//! bytes until one side is done. [`find`] asks exit-bridge directories for exit bridges. [`visits`] counts
+//! what goes where, the [`page`] shows it to the person, and [`choices`] is what they choose there.
 //!
 //! It fails closed: there is no code here that connects to a target.
 
@@ -16,6 +17,7 @@ mod auto;
 pub mod blocked;
 pub mod blockers;
 pub mod bridges;
+pub mod choices;
 pub mod circuits;
 pub mod client;
 pub mod config;
@@ -23,10 +25,12 @@ pub mod connect;
 pub mod find;
 mod https;
 pub mod listen;
+pub mod page;
 mod private_file;
 mod probe;
 pub mod route;
 pub mod verdicts;
+pub mod visits;
 
 pub use client::{Client, RunError};
 pub use config::Config;

@@ -1,5 +1,6 @@
 //! `eebt-client`: parse arguments, load the configuration, run, exit code.
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,6 +8,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use eebt_client::blockers::ListSource;
+use eebt_client::config::parse_page;
+use eebt_client::page::{self, Page, PlaceError};
 use eebt_client::route::{Mode, Rule};
 use eebt_client::{Client, Config, RunError};
 use eebt_proto::{BridgeLine, Country, OnionReach};
@@ -32,6 +35,12 @@ struct Args {
     /// Where programs connect: SOCKS4a, SOCKS5 and HTTP CONNECT on each (repeatable).
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Vec<SocketAddr>,
+    /// Where the local page is served, on loopback; "off" for no page.
+    #[arg(long, value_name = "ADDR:PORT")]
+    page: Option<String>,
+    /// Print the address of the local page of the client that runs with this state folder, and end.
+    #[arg(long)]
+    print_page: bool,
     /// Which targets leave through an exit bridge.
     #[arg(long, value_enum)]
     mode: Option<Mode>,
@@ -81,21 +90,42 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
+    let print_page = args.print_page;
     let config = args.into_config()?;
+    if print_page {
+        print(&page::find(&config.state_folder()?)?);
+        return Ok(());
+    }
     let threads = config.threads;
     let client = Client::new(config)?;
     let (tokio, runtime) = eebt_tor::create_runtime(threads).context("cannot start the async runtime")?;
     let shutdown = CancellationToken::new();
     tokio.block_on(async move {
         eebt_tor::stop_on_signal(shutdown.clone()).context("cannot handle signals")?;
-        let ready = |addresses: &[SocketAddr]| {
+        let ready = |addresses: &[SocketAddr], page: Option<&Page>| {
             for addr in addresses {
                 eprintln!("ready: SOCKS5, SOCKS4a and HTTP CONNECT on {addr}");
+            }
+            // Its whole address lets one in: it is for the person and not for a journal.
+            match page {
+                Some(page) if std::io::stderr().is_terminal() => {
+                    eprintln!("local page: {}", page.url())
+                }
+                Some(page) => {
+                    eprintln!("local page: on {}; --print-page prints its whole address", page.addr())
+                }
+                None => {}
             }
         };
         client.run(runtime, shutdown, ready).await?;
         Ok(())
     })
+}
+
+/// The one place that writes to stdout: data.
+#[allow(clippy::print_stdout)]
+fn print(text: &str) {
+    println!("{text}");
 }
 
 impl Args {
@@ -107,6 +137,9 @@ impl Args {
         config.country = self.country.or(config.country);
         if !self.listen.is_empty() {
             config.listen = self.listen;
+        }
+        if let Some(page) = &self.page {
+            config.page = parse_page(page).map_err(|problem| ConfigError::field("page", problem))?;
         }
         if !self.rules.is_empty() {
             config.rules = self.rules;
@@ -126,11 +159,19 @@ impl Args {
 
 /// What to try, for errors where that is known.
 fn hint(error: &anyhow::Error) -> Option<&'static str> {
+    if let Some(PlaceError::NotRunning { .. }) = error.downcast_ref() {
+        return Some(
+            "it is there once the client is ready; --state-dir or --config must be the same as there",
+        );
+    }
     let config = match error.downcast_ref::<RunError>() {
         Some(RunError::Listen { .. }) => {
             return Some(
                 "is another program there, Tor Browser perhaps? --listen 127.0.0.1:9250 takes another port",
             );
+        }
+        Some(RunError::Page { .. }) => {
+            return Some("is another program there? --page 127.0.0.1:0 takes any free port, --page off none");
         }
         Some(RunError::Tor(_) | RunError::Circuits(_) | RunError::Onion(_)) => {
             return Some("is the Internet reachable, and the clock right?");

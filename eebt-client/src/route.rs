@@ -103,6 +103,16 @@ impl fmt::Debug for Rule {
 }
 
 impl Rule {
+    /// Its pattern in its one spelling, and the way.
+    pub(crate) fn parts(&self) -> (String, Route) {
+        let pattern = match &self.pattern {
+            Pattern::Any => "*".to_owned(),
+            Pattern::Host(host) => host.clone(),
+            Pattern::Below(domain) => format!("*.{domain}"),
+        };
+        (pattern, self.route)
+    }
+
     fn matches(&self, host: &str) -> bool {
         match &self.pattern {
             Pattern::Any => true,
@@ -122,21 +132,28 @@ pub(crate) fn normal(host: &str) -> String {
     }
 }
 
-/// The way for `host`, a name or an address as the program gave it. The first rule that matches wins.
-///
-/// Onion services are always reached as such: an exit bridge can't, and must not learn of it.
-pub fn route(mode: Mode, rules: &[Rule], host: &str) -> Route {
+/// Is it an onion service? They are always reached as such: an exit bridge can't, and must not learn of it.
+pub(crate) fn is_onion(host: &str) -> bool {
     let host = normal(host);
-    if host == "onion" || host.ends_with(".onion") {
+    host == "onion" || host.ends_with(".onion")
+}
+
+/// What the first rule that matches says about `host`.
+pub(crate) fn ruled(rules: &[Rule], host: &str) -> Option<Route> {
+    let host = normal(host);
+    rules.iter().find(|rule| rule.matches(&host)).map(|rule| rule.route)
+}
+
+/// The way for `host`, a name or an address as the program gave it. The first rule that matches wins.
+pub fn route(mode: Mode, rules: &[Rule], host: &str) -> Route {
+    if is_onion(host) {
         return Route::Tor;
     }
-    let ruled =
-        |otherwise| rules.iter().find(|rule| rule.matches(&host)).map_or(otherwise, |rule| rule.route);
     match mode {
-        Mode::Auto => ruled(Route::Auto),
+        Mode::Auto => ruled(rules, host).unwrap_or(Route::Auto),
         Mode::Always => Route::ExitBridge,
         Mode::Never => Route::Tor,
-        Mode::Rules => ruled(Route::Tor),
+        Mode::Rules => ruled(rules, host).unwrap_or(Route::Tor),
     }
 }
 

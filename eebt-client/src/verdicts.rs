@@ -29,6 +29,19 @@ struct Verdict {
     until: SystemTime,
 }
 
+/// A verdict, as it is shown to the person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The host.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// What it did.
+    pub reason: String,
+    /// How long that is believed.
+    pub until: SystemTime,
+}
+
 /// The verdicts; in memory, and in a file only where the person asks for that.
 pub struct Verdicts {
     known: Mutex<HashMap<Target, Verdict>>,
@@ -87,8 +100,7 @@ impl Verdicts {
         tracing::info!(%reason, "a target turns Tor away; it is reached through an exit bridge for a while");
         let lifetime = if reason == Reason::Silent { self.lifetime.min(SILENCE) } else { self.lifetime };
         let verdict = Verdict { reason: reason.to_string(), until: now + lifetime };
-        let text = {
-            let mut known = self.known();
+        self.change(|known| {
             known.insert(Target(normal(host), port), verdict);
             if known.len() > MAX {
                 known.retain(|_, verdict| verdict.until > now);
@@ -98,6 +110,51 @@ impl Verdicts {
             {
                 known.remove(&first);
             }
+        });
+    }
+
+    /// Those that hold, by host and port.
+    pub fn shown(&self, now: SystemTime) -> Vec<Shown> {
+        let known = self.known();
+        let holds = known.iter().filter(|(_, v)| now < v.until && v.until <= now + self.lifetime);
+        let mut all: Vec<Shown> = holds
+            .map(|(Target(host, port), v)| Shown {
+                host: host.clone(),
+                port: *port,
+                reason: v.reason.clone(),
+                until: v.until,
+            })
+            .collect();
+        all.sort_by(|a, b| (&a.host, a.port).cmp(&(&b.host, b.port)));
+        all
+    }
+
+    /// Why this host is believed to turn Tor away, if it is, at any port.
+    pub fn reason(&self, host: &str, now: SystemTime) -> Option<String> {
+        let host = normal(host);
+        let known = self.known();
+        let found =
+            known.iter().find(|(t, v)| t.0 == host && now < v.until && v.until <= now + self.lifetime);
+        found.map(|(_, v)| v.reason.clone())
+    }
+
+    /// It is asked over Tor again.
+    pub fn forget(&self, host: &str, port: u16) {
+        self.change(|known| {
+            known.remove(&Target(normal(host), port));
+        });
+    }
+
+    /// So are all.
+    pub fn forget_all(&self) {
+        self.change(HashMap::clear);
+    }
+
+    /// Changes them, also in the file.
+    fn change(&self, change: impl FnOnce(&mut HashMap<Target, Verdict>)) {
+        let text = {
+            let mut known = self.known();
+            change(&mut known);
             let all: Vec<_> = known.iter().collect();
             self.file.as_ref().map(|path| (path, serde_json::to_vec(&all).unwrap_or_default()))
         };
@@ -134,6 +191,29 @@ mod tests {
         );
         verdicts.note("example.com", 443, Reason::Closed, now);
         assert!(!verdicts.refuses("example.com", 443, now - HOUR), "the clock was set back");
+    }
+
+    #[test]
+    fn the_person_sees_them_and_has_them_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("verdicts.json");
+        let verdicts = Verdicts::new(HOUR, Some(file.clone()));
+        let now = SystemTime::now();
+        for (host, port) in [("b.example", 443), ("a.example", 80), ("b.example", 80)] {
+            verdicts.note(host, port, Reason::Refused, now);
+        }
+        let shown = |now| verdicts.shown(now).into_iter().map(|v| (v.host, v.port)).collect::<Vec<_>>();
+        assert_eq!(
+            shown(now),
+            [("a.example".into(), 80), ("b.example".into(), 80), ("b.example".into(), 443)]
+        );
+        assert_eq!(verdicts.reason("B.example", now), Some(Reason::Refused.to_string()));
+        assert!(shown(now + HOUR).is_empty());
+        verdicts.forget("B.example.", 443);
+        assert!(!verdicts.refuses("b.example", 443, now) && verdicts.refuses("b.example", 80, now));
+        assert!(!Verdicts::new(HOUR, Some(file.clone())).refuses("b.example", 443, now), "in the file, too");
+        verdicts.forget_all();
+        assert!(shown(now).is_empty() && Verdicts::new(HOUR, Some(file)).shown(now).is_empty());
     }
 
     #[test]

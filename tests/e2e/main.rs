@@ -11,6 +11,7 @@ mod directory;
 mod fleet;
 mod leak;
 mod life;
+mod local_page;
 mod onion;
 mod package;
 mod page;
@@ -119,6 +120,7 @@ fn main() {
     refusals::cases(&mut suite);
     strangers::cases(&mut suite);
     life::cases(&mut suite);
+    local_page::cases(&mut suite);
     privacy::cases(&mut suite);
     bad_input::cases(&mut suite);
     fleet::cases(&mut suite);

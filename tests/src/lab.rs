@@ -70,6 +70,7 @@ impl Lab {
         config.insert("mode".into(), "always".into());
         config.insert("network".into(), self.net.network_file().display().to_string().into());
         config.insert("listen".into(), vec![toml::Value::from("127.0.0.1:0")].into());
+        config.insert("page".into(), "127.0.0.1:0".into());
         ClientBuilder { lab: self, config, log: LOG, trusted: None }
     }
 
@@ -292,6 +293,17 @@ pub struct Client {
     pub proxy: SocketAddr,
     /// Its folder.
     pub dir: PathBuf,
+}
+
+impl Client {
+    /// The address of its local page, as it says it to the person.
+    pub async fn page(&self) -> anyhow::Result<String> {
+        let mut command = Command::new(binary("eebt-client"));
+        let out =
+            command.arg("--config").arg(self.dir.join("client.toml")).arg("--print-page").output().await?;
+        ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        Ok(String::from_utf8(out.stdout)?.trim().to_owned())
+    }
 }
 
 /// What curl got.

@@ -1,16 +1,19 @@
 //! What the end-to-end cases are written with: one private Tor network with its origins
 //! ([`Lab`]), real `eebt-bridge` and `eebt-client` processes on it, and a name server that lies on
-//! request ([`Dns`]).
+//! request ([`Dns`]), and browsers: as people have them ([`Browser`]), and one
+//! that is told each click ([`Chromium`]).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // this crate is a test
 
 mod browser;
+mod chromium;
 pub mod directory;
 mod dns;
 mod lab;
 mod process;
 
 pub use browser::Browser;
+pub use chromium::{Chromium, Look, Node};
 pub use dns::Dns;
 pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab, circuit_reach};
 pub use process::{Running, binary};

@@ -12,8 +12,10 @@ use eebt_tor::{PumpError, pump};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_util::io::InspectReader;
 
 use crate::connect::{ConnectError, Connector, Group, Opened};
+use crate::visits::Visit;
 
 /// How long an optimistic stream may stay unconnected before its circuit is given up: well above the
 /// time that an exit bridge gives a target to answer.
@@ -159,13 +161,17 @@ async fn finish(
         Ok(opened) => opened,
         Err(error) => {
             tracing::info!(%error, "no stream");
+            connector.visits().failed(group, host, error.to_string());
             return Ok(());
         }
     };
+    let way = connector.way(host, opened.circuit.as_ref().map(|(id, _)| *id));
+    let visit = connector.visits().begin(group, host, port, way);
+    visit.up(early_data.len());
     let copied = if opened.undecided {
-        settle_and_copy(tcp, early_data, opened, group, (host, port), connector).await
+        settle_and_copy(tcp, early_data, opened, group, (host, port), connector, visit).await
     } else {
-        copy(tcp, &early_data, opened, group, None, connector).await
+        copy(tcp, &early_data, opened, group, None, connector, &visit).await
     };
     copied.map_err(RequestError::Io)
 }
@@ -178,9 +184,24 @@ async fn settle_and_copy(
     group: &Group,
     target: (&str, u16),
     connector: &Connector,
+    mut visit: Visit,
 ) -> std::io::Result<()> {
-    let settling = connector.settle(group, target.0, target.1, &mut tcp, opened, early_data);
-    let settled = Box::pin(settling).await?;
+    let settled = {
+        let mut program = InspectReader::new(&mut tcp, |bytes| visit.up(bytes.len()));
+        let settling = connector.settle(group, target.0, target.1, &mut program, opened, early_data);
+        tokio::select! {
+            settled = Box::pin(settling) => Some(settled?),
+            () = visit.cut() => None,
+        }
+    };
+    let Some(settled) = settled else {
+        tcp.set_zero_linger()?;
+        return Err(std::io::ErrorKind::ConnectionAborted.into());
+    };
+    if let Some((id, _)) = &settled.exit_bridge {
+        visit.goes(connector.way(target.0, Some(*id)));
+    }
+    visit.down(settled.got.len());
     tcp.write_all(&settled.got).await?;
     if let Some(error) = settled.broke {
         tcp.set_zero_linger()?;
@@ -188,7 +209,7 @@ async fn settle_and_copy(
     }
     let stays = settled.exit_bridge.is_none().then_some(target);
     let opened = Opened { stream: settled.way, circuit: settled.exit_bridge, undecided: false };
-    copy(tcp, &[], opened, group, stays, connector).await
+    copy(tcp, &[], opened, group, stays, connector, &visit).await
 }
 
 /// Copies both ways. Tor has no half-closed streams: the end of either direction is the end of both.
@@ -202,6 +223,7 @@ async fn copy(
     group: &Group,
     on_tor: Option<(&str, u16)>,
     connector: &Connector,
+    visit: &Visit,
 ) -> std::io::Result<()> {
     let Opened { stream, circuit, .. } = opened;
     let moved = AtomicBool::new(false);
@@ -213,7 +235,8 @@ async fn copy(
             let sent = async {
                 let early = tokio::io::AsyncWriteExt::write_all(&mut tor_write, early_data).await;
                 early.map_err(PumpError::Writer)?;
-                let count = |_| {
+                let count = |bytes| {
+                    visit.up(bytes);
                     moved.store(true, Ordering::Relaxed);
                     Duration::ZERO
                 };
@@ -226,7 +249,8 @@ async fn copy(
             }
         };
         let answered = AtomicBool::new(false);
-        let down = pump(&mut tor_read, &mut program_write, |_| {
+        let down = pump(&mut tor_read, &mut program_write, |bytes| {
+            visit.down(bytes);
             moved.store(true, Ordering::Relaxed);
             if let (Some((id, _)), false) = (&circuit, answered.swap(true, Ordering::Relaxed)) {
                 connector.note_answer(*id);
@@ -255,12 +279,15 @@ async fn copy(
                 let result = result.map_err(std::io::Error::from);
                 if let (Err(error), Some((id, circuit))) = (&result, &circuit) {
                     let answered = answered.load(Ordering::Relaxed);
-                    connector.note_break(group, *id, circuit, error, answered).await;
+                    if connector.note_break(group, *id, circuit, error, answered).await {
+                        visit.lost();
+                    }
                 }
                 result
             }
             () = unconnected => Err(std::io::ErrorKind::TimedOut.into()),
             () = left => Ok(()),
+            () = visit.cut() => Err(std::io::ErrorKind::ConnectionAborted.into()),
         }
     };
     if result.is_err() {

@@ -1,0 +1,179 @@
+//! Where the page is found: a port, and a token that is new at each start.
+//!
+//! The token is in the path and not in a cookie, for cookies are sent to every port of a machine. It is on
+//! the person's terminal, in a file for its owner only, and nowhere else.
+
+use std::fs::{File, TryLockError};
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use subtle::ConstantTimeEq as _;
+
+use crate::private_file;
+
+/// The file's name in the state folder.
+const FILE: &str = "page.url";
+
+/// Longest address that is read, in bytes.
+const MAX_URL: u64 = 200;
+
+/// Where the page is. Has no `Debug`: the token must not get into a log.
+pub(super) struct Place {
+    addr: SocketAddr,
+    token: String,
+}
+
+/// Why the address of the page is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// No client with a page runs with this state folder.
+    #[error("no eebt-client with a local page runs with {}", dir.display())]
+    NotRunning {
+        /// The state folder.
+        dir: PathBuf,
+    },
+    /// The file can't be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl Place {
+    /// A new token, of 128 random bits.
+    pub(super) fn new(addr: SocketAddr) -> Self {
+        let token = rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { addr, token }
+    }
+
+    pub(super) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("http://{}/{}/", self.addr, self.token)
+    }
+
+    /// Is this the token? Takes the same time whichever part of it is wrong.
+    pub(super) fn is_token(&self, said: &str) -> bool {
+        said.as_bytes().ct_eq(self.token.as_bytes()).into()
+    }
+
+    /// Names by which a browser that was given our address knows us, as in a Host header.
+    pub(super) fn hosts(&self) -> Vec<String> {
+        let mut hosts = vec![self.addr.to_string(), format!("localhost:{}", self.addr.port())];
+        if self.addr.port() == 80 {
+            let ip = self.addr.ip();
+            hosts.push(if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() });
+            hosts.push("localhost".into());
+        }
+        hosts
+    }
+
+    /// Writes the address into the state folder, until the result is dropped.
+    pub(super) fn keep(&self, state_dir: &Path) -> std::io::Result<Kept> {
+        let path = state_dir.join(FILE);
+        let url = format!("{}\n", self.url());
+        private_file::write(&path, url.as_bytes())?;
+        // Whoever reads it sees by the lock that somebody is there.
+        let file = File::open(&path)?;
+        file.lock()?;
+        Ok(Kept { path, url, _locked: file })
+    }
+}
+
+/// The file with the address.
+pub(super) struct Kept {
+    path: PathBuf,
+    url: String,
+    _locked: File,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // Another client may have put its own there.
+        if std::fs::read_to_string(&self.path).is_ok_and(|url| url == self.url) {
+            let _gone = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The address of the page of the client that runs with this state folder.
+///
+/// # Errors
+/// See [`PlaceError`].
+pub fn find(state_dir: &Path) -> Result<String, PlaceError> {
+    let path = state_dir.join(FILE);
+    let not_running = || PlaceError::NotRunning { dir: state_dir.into() };
+    let read = |source| PlaceError::Read { path: path.clone(), source };
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(not_running()),
+        file => file.map_err(read)?,
+    };
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => {}
+        // It was left there by one that was killed.
+        Ok(()) => return Err(not_running()),
+        Err(TryLockError::Error(error)) => return Err(read(error)),
+    }
+    let mut url = String::new();
+    file.take(MAX_URL).read_to_string(&mut url).map_err(read)?;
+    Ok(url.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn place() -> Place {
+        Place::new(([127, 0, 0, 1], 9152).into())
+    }
+
+    #[test]
+    fn a_token_is_new_each_time_and_taken_whole() {
+        let (one, two) = (place(), place());
+        assert!(one.is_token(&one.token) && !one.is_token(&two.token));
+        assert!(
+            !one.is_token("") && !one.is_token(&one.token[1..]) && !one.is_token(&format!("{}0", one.token))
+        );
+        assert_eq!(one.token.len(), 32);
+        assert_eq!(one.url(), format!("http://127.0.0.1:9152/{}/", one.token));
+    }
+
+    #[test]
+    fn the_address_is_for_its_owner_and_as_long_as_the_program_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(find(dir.path()), Err(PlaceError::NotRunning { .. })));
+        let place = place();
+        let kept = place.keep(dir.path()).unwrap();
+        let file = dir.path().join(FILE);
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(find(dir.path()).unwrap(), place.url());
+        drop(kept);
+        assert!(!file.exists());
+        std::fs::write(&file, place.url()).unwrap();
+        assert!(matches!(find(dir.path()), Err(PlaceError::NotRunning { .. })), "left by a killed one");
+    }
+
+    #[test]
+    fn another_clients_address_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = place().keep(dir.path()).unwrap();
+        let other = place();
+        let _second = other.keep(dir.path()).unwrap();
+        drop(first);
+        assert_eq!(find(dir.path()).unwrap(), other.url());
+    }
+
+    #[test]
+    fn ipv6_and_port_80_are_named_as_browsers_name_them() {
+        assert_eq!(Place::new("[::1]:9152".parse().unwrap()).hosts(), ["[::1]:9152", "localhost:9152"]);
+        let port_80 = Place::new("127.0.0.1:80".parse().unwrap()).hosts();
+        assert!(port_80.contains(&"127.0.0.1".into()) && port_80.contains(&"localhost".into()));
+    }
+}
