@@ -113,7 +113,7 @@ impl Client {
             let listen = |source| RunError::Listen { addr: *addr, source };
             listeners.push(TcpListener::bind(addr).await.map_err(listen)?);
         }
-        let page = match config.page {
+        let mut page = match config.page {
             Some(addr) => Some(Page::bind(addr).await.map_err(|source| RunError::Page { addr, source })?),
             None => None,
         };
@@ -153,10 +153,13 @@ impl Client {
         let serving = futures::future::join_all(listeners.into_iter().map(|listener| {
             listen::serve(listener, Arc::clone(&connector), Arc::clone(&slots), config.handshake_timeout)
         }));
+        if let Some(page) = &mut page {
+            page.keep(&state_dir);
+        }
         ready(&addresses, page.as_ref());
         let page = async {
             match page {
-                Some(page) => page.run(Arc::clone(&connector), &config, addresses, &state_dir).await,
+                Some(page) => page.run(Arc::clone(&connector), &config, addresses).await,
                 None => std::future::pending().await,
             }
         };

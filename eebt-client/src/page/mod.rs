@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::{Config, DEFAULT_PAGE};
 use crate::connect::Connector;
-use place::Place;
+use place::{Kept, Place};
 pub use place::{PlaceError, find};
 
 /// Connections at once. A browser opens six.
@@ -40,6 +40,7 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 pub struct Page {
     listener: TcpListener,
     place: Place,
+    kept: Option<Kept>,
 }
 
 impl Page {
@@ -57,7 +58,7 @@ impl Page {
             bound => bound?,
         };
         let place = Place::new(listener.local_addr()?);
-        Ok(Self { listener, place })
+        Ok(Self { listener, place, kept: None })
     }
 
     /// Where it is served, without what lets one in.
@@ -70,18 +71,17 @@ impl Page {
         self.place.url()
     }
 
-    /// Serves it, and keeps its address in the state folder meanwhile. Never returns.
-    pub async fn run(
-        self,
-        connector: Arc<Connector>,
-        config: &Config,
-        listen: Vec<SocketAddr>,
-        state_dir: &Path,
-    ) {
-        let Self { listener, place } = self;
-        let _kept = place.keep(state_dir).inspect_err(|error| {
+    /// Keeps its address in the state folder, as long as it runs. To be called before anybody is told that it is there.
+    pub fn keep(&mut self, state_dir: &Path) {
+        let kept = self.place.keep(state_dir).inspect_err(|error| {
             tracing::warn!(%error, "the address of the local page can't be kept; --print-page won't know it");
         });
+        self.kept = kept.ok();
+    }
+
+    /// Serves it. Never returns.
+    pub async fn run(self, connector: Arc<Connector>, config: &Config, listen: Vec<SocketAddr>) {
+        let Self { listener, place, kept: _kept } = self;
         let visits = Arc::clone(connector.visits());
         let shared = actions::Shared { connector, listen, mode: config.mode, last: Mutex::default() };
         let router = actions::router(Arc::new(shared), Arc::new(place));
