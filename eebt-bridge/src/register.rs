@@ -8,7 +8,7 @@ use eebt_proto::descriptor::to_millis;
 use eebt_proto::directory::{DESCRIPTORS, ErrorBody, Registered, Standing, WITHDRAWALS};
 use eebt_proto::limits::MAX_VALIDITY;
 use eebt_proto::{BridgeDescriptor, BridgeLine, Country, OnionReach, SignedDocument, Withdrawal};
-use eebt_tor::{HttpError, OnionConnector, OnionHttp};
+use eebt_tor::{HttpError, OnionConnector, OnionHttp, Reply};
 use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
@@ -103,12 +103,11 @@ pub async fn keep_registered(
                 () = renew(card, &http, number, |standing| changed(standing, &mut handed_out)) => {}
                 () = shutdown.cancelled() => {}
             }
-            let withdrawal = card.withdrawal(SystemTime::now());
-            let goodbye = http.post(WITHDRAWALS, &withdrawal);
-            match tokio::time::timeout(WITHDRAW_TIMEOUT, goodbye).await {
-                Ok(Ok(_)) => tracing::info!(directory = number, "withdrawn"),
+            match tokio::time::timeout(WITHDRAW_TIMEOUT, withdraw(card, &http)).await {
+                Ok(Ok(())) => tracing::info!(directory = number, "withdrawn"),
                 // The descriptor expires by itself, and a test fails before that.
-                _ => tracing::info!(directory = number, "could not withdraw in time"),
+                Ok(Err(error)) => tracing::info!(directory = number, %error, "not withdrawn"),
+                Err(_) => tracing::info!(directory = number, "could not withdraw in time"),
             }
         }
     });
@@ -144,8 +143,23 @@ async fn renew(card: &Card, http: &OnionHttp, number: usize, mut handed_out: imp
 
 async fn register(card: &Card, http: &OnionHttp) -> Result<Registered, RegisterError> {
     let reply = http.post(DESCRIPTORS, &card.descriptor(SystemTime::now())).await?;
+    Ok(accepted(&reply)?.json()?)
+}
+
+/// Says good-bye; once more by another circuit, where the one of the last renewal is broken.
+async fn withdraw(card: &Card, http: &OnionHttp) -> Result<(), RegisterError> {
+    let withdrawal = card.withdrawal(SystemTime::now());
+    let reply = match http.post(WITHDRAWALS, &withdrawal).await {
+        Ok(reply) => reply,
+        Err(_) => http.post(WITHDRAWALS, &withdrawal).await?,
+    };
+    accepted(&reply).map(drop)
+}
+
+/// The answer, when it is no refusal.
+fn accepted(reply: &Reply) -> Result<&Reply, RegisterError> {
     if reply.status.is_success() {
-        return Ok(reply.json()?);
+        return Ok(reply);
     }
     // The text is a stranger's: only the code, which has a known form, goes into the log.
     let code = reply.json::<ErrorBody>().map(|body| body.error.code).unwrap_or_default();

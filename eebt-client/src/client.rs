@@ -38,6 +38,17 @@ pub struct Client {
     config: Config,
     tor_config: arti_client::TorClientConfig,
     from_file: Vec<BridgeLine>,
+    choices_file: Option<PathBuf>,
+}
+
+/// A client that programs can use now.
+pub struct Ready<'a> {
+    /// Where programs connect.
+    pub addresses: &'a [SocketAddr],
+    /// The local page, if there is one.
+    pub page: Option<&'a Page>,
+    /// Arti's client, which knows the relays.
+    pub(crate) tor: &'a Arc<TorClient<TorRuntime>>,
 }
 
 /// Why a client can't start.
@@ -91,11 +102,16 @@ impl Client {
                 .collect::<Result<Vec<_>, _>>()?,
             None => Vec::new(),
         };
-        Ok(Self { config, tor_config, from_file })
+        let choices_file = Some(config.state_folder()?.join("choices.json"));
+        Ok(Self { config, tor_config, from_file, choices_file })
     }
 
-    /// Runs until `shutdown`. `ready` is called once, with the addresses that programs may use, and the local
-    /// page if there is one.
+    /// Heeds no choices that the person made for single sites, and keeps none.
+    pub(crate) fn without_choices(self) -> Self {
+        Self { choices_file: None, ..self }
+    }
+
+    /// Runs until `shutdown`. `ready` is called once.
     ///
     /// # Errors
     /// See [`RunError`].
@@ -103,9 +119,9 @@ impl Client {
         self,
         runtime: TorRuntime,
         shutdown: CancellationToken,
-        ready: impl FnOnce(&[SocketAddr], Option<&Page>),
+        ready: impl FnOnce(Ready<'_>),
     ) -> Result<(), RunError> {
-        let Self { config, tor_config, from_file } = self;
+        let Self { config, tor_config, from_file, choices_file } = self;
         let https = config.probe.then(Https::new).transpose().map_err(RunError::Probe)?;
         // First of all, so that a taken port is known at once; connections wait in the queue.
         let mut listeners = Vec::new();
@@ -133,14 +149,21 @@ impl Client {
         let onions = Arc::new(OnionConnector::new(Arc::clone(&tor), &tor_config)?);
         let directories = if config.mode == Mode::Never { &[][..] } else { &config.directories };
         let state_dir = config.state_folder()?;
-        let choices = Choices::open(Some(state_dir.join("choices.json")));
+        let choices = Choices::open(choices_file);
         let asking = watch::Sender::new(directories.len());
         let blockers = Arc::new(Blockers::new(config.known_blockers));
         let (seen, to_probe) = mpsc::channel(TO_PROBE);
         let seen = config.probe.then_some(seen);
         let asked = asking.subscribe();
-        let connector =
-            Arc::new(Connector::new(tor, circuits, &config, choices, asked, Arc::clone(&blockers), seen));
+        let connector = Arc::new(Connector::new(
+            Arc::clone(&tor),
+            circuits,
+            &config,
+            choices,
+            asked,
+            Arc::clone(&blockers),
+            seen,
+        ));
         let exit_bridges =
             connector.replace_bridges(Source::Given, [config.bridges.clone(), from_file].concat());
         tracing::info!(exit_bridges, "connected to the Tor network");
@@ -156,7 +179,7 @@ impl Client {
         if let Some(page) = &mut page {
             page.keep(&state_dir);
         }
-        ready(&addresses, page.as_ref());
+        ready(Ready { addresses: &addresses, page: page.as_ref(), tor: &tor });
         let page = async {
             match page {
                 Some(page) => page.run(Arc::clone(&connector), &config, addresses).await,

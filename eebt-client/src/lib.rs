@@ -7,7 +7,8 @@
 //! whether the target answers Tor, which [`blocked`] tells and [`verdicts`] remembers, [`blockers`] are known
 //! without that, and `probe` asks what TLS hides; [`listen`] copies
 //! bytes until one side is done. [`find`] asks exit-bridge directories for exit bridges. [`visits`] counts
-//! what goes where, the [`page`] shows it to the person, and [`choices`] is what they choose there.
+//! what goes where, the [`page`] shows it to the person, and [`choices`] is what they choose there. [`selftest`]
+//! holds all of it to its promises on the person's own machine.
 //!
 //! It fails closed: there is no code here that connects to a target.
 
@@ -29,6 +30,7 @@ pub mod page;
 mod private_file;
 mod probe;
 pub mod route;
+pub mod selftest;
 pub mod verdicts;
 pub mod visits;
 

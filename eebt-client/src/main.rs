@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use eebt_client::blockers::ListSource;
+use eebt_client::client::Ready;
 use eebt_client::config::parse_page;
-use eebt_client::page::{self, Page, PlaceError};
+use eebt_client::page::{self, PlaceError};
 use eebt_client::route::{Mode, Rule};
+use eebt_client::selftest;
 use eebt_client::{Client, Config, RunError};
 use eebt_proto::{BridgeLine, Country, OnionReach};
 use eebt_tor::{ConfigError, PathKind};
@@ -18,7 +20,37 @@ use tokio_util::sync::CancellationToken;
 
 /// A local SOCKS and HTTP CONNECT proxy whose streams leave Tor through exit bridges.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true, after_long_help = selftest::HINTS)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    args: Args,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check this set-up: that nothing goes around Tor, as far as that can be seen without being root.
+    ///
+    /// Starts a client with the same options on a spare port, asks of it what a careless program could ask, and
+    /// looks at its sockets. Exit code 0: no check failed; 1: one did.
+    #[command(after_long_help = selftest::HINTS)]
+    Selftest {
+        /// Test the client that runs here, of which less can be seen; the other options are not used then.
+        #[arg(long, value_name = "ADDR:PORT")]
+        proxy: Option<SocketAddr>,
+        /// A site to visit that speaks plain HTTP.
+        #[arg(long, value_name = "HOST:PORT", default_value = "example.com:80", value_parser = host_and_port)]
+        site: (String, u16),
+        /// Print the report as JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        args: Box<Args>,
+    },
+}
+
+#[derive(clap::Args)]
 struct Args {
     /// A bridge line (repeatable).
     #[arg(long = "bridge", value_name = "LINE")]
@@ -75,10 +107,16 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    eebt_tor::init_log();
-    match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
+    let Cli { command, args } = Cli::parse();
+    let done = match command {
+        None => {
+            eebt_tor::init_log();
+            run(args).map(|()| ExitCode::SUCCESS)
+        }
+        Some(Command::Selftest { proxy, site, json, args }) => run_selftest(proxy, &site, json, *args),
+    };
+    match done {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("eebt-client: {error:#}");
             if let Some(hint) = hint(&error) {
@@ -102,7 +140,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     tokio.block_on(async move {
         eebt_tor::stop_on_signal(shutdown.clone()).context("cannot handle signals")?;
-        let ready = |addresses: &[SocketAddr], page: Option<&Page>| {
+        let ready = |Ready { addresses, page, .. }: Ready<'_>| {
             for addr in addresses {
                 eprintln!("ready: SOCKS5, SOCKS4a and HTTP CONNECT on {addr}");
             }
@@ -120,6 +158,41 @@ fn run(args: Args) -> anyhow::Result<()> {
         client.run(runtime, shutdown, ready).await?;
         Ok(())
     })
+}
+
+fn run_selftest(
+    proxy: Option<SocketAddr>,
+    (host, port): &(String, u16),
+    json: bool,
+    args: Args,
+) -> anyhow::Result<ExitCode> {
+    if std::env::var_os("RUST_LOG").is_some() {
+        eebt_tor::init_log(); // else the report speaks for itself
+    }
+    let (tokio, runtime) = eebt_tor::create_runtime(1).context("cannot start the async runtime")?;
+    let site = (host.as_str(), *port);
+    let report = match proxy {
+        Some(proxy) => tokio.block_on(selftest::running(proxy, site)),
+        None => {
+            let config = args.into_config()?;
+            eprintln!("this takes up to some minutes");
+            tokio.block_on(selftest::own(config, site, runtime))?
+        }
+    };
+    if json {
+        print(&serde_json::to_string(&report)?);
+    } else {
+        print(report.to_string().trim_end());
+        eprintln!("\n{}", selftest::HINTS);
+    }
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn host_and_port(text: &str) -> Result<(String, u16), String> {
+    let wrong = || "expected HOST:PORT".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok((host.to_owned(), port.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?))
 }
 
 /// The one place that writes to stdout: data.

@@ -17,6 +17,9 @@ use crate::Suite;
 /// How long it may take until a new exit bridge is handed out.
 const SOON: Duration = Duration::from_secs(60);
 
+/// How soon a withdrawal has effect: "about a second", says docs/protocol.md.
+const WITHDRAWN_WITHIN: Duration = Duration::from_secs(2);
+
 /// A signed registration of an onion exit bridge that does not exist.
 fn registration(n: u32) -> anyhow::Result<String> {
     let mut seed = [42; 32];
@@ -69,8 +72,7 @@ pub fn cases(suite: &mut Suite) {
         bridge.process.signal(Signal::SIGTERM);
         // Nothing to drain: only the good-bye takes time.
         bridge.process.exit_code(Duration::from_secs(15)).await?;
-        ensure!(!directory.hands_out(&bridge.line).await?, "it is handed out after its withdrawal");
-        Ok(())
+        directory.until_handed_out(&bridge.line, false, WITHDRAWN_WITHIN).await
     });
 
     suite.case("a dead exit bridge is replaced by another one, and soon given to nobody", async |lab| {
@@ -134,7 +136,6 @@ pub fn cases(suite: &mut Suite) {
         // And one that dies while the directory is down is not handed out for longer than it says.
         bridge.process.signal(Signal::SIGKILL);
         let died = Instant::now();
-        directory.process.signal(Signal::SIGKILL);
         directory = directory.start_again().await?;
         directory
             .until_handed_out(&bridge.line, false, HANDED_OUT_FOR.saturating_sub(died.elapsed()))

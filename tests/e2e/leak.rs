@@ -14,7 +14,7 @@ use testnet::Role;
 use tests::{Dns, Lab, Running, binary};
 use tokio::process::Command;
 
-use crate::Suite;
+use crate::{Suite, selftest};
 
 /// Says that this process is the one inside.
 pub const INSIDE: &str = "EXIT_BRIDGE_LEAK_TEST";
@@ -55,7 +55,7 @@ fn can_watch() -> bool {
 /// What may happen to a person, and what is watched then.
 type Situation =
     (&'static str, for<'a> fn(&'a mut Inside<'_>) -> futures::future::BoxFuture<'a, anyhow::Result<()>>);
-const SITUATIONS: [Situation; 8] = [
+const SITUATIONS: [Situation; 9] = [
     ("pages over Tor and through an exit bridge", |i| Box::pin(i.pages())),
     ("names that do not resolve, addresses that are private, onion services that are not there", |i| {
         Box::pin(i.nowhere())
@@ -64,6 +64,7 @@ const SITUATIONS: [Situation; 8] = [
     ("the exit bridge is killed", |i| Box::pin(i.exit_bridge_dies())),
     ("the configuration is broken while it runs", |i| Box::pin(i.broken_files())),
     ("the client is killed, and started again", |i| Box::pin(i.client_dies())),
+    ("it tests itself", |i| Box::pin(i.self_test())),
     ("the guards are killed", |i| Box::pin(i.guards_die())),
     ("the client is started again with nothing that answers", |i| Box::pin(i.nobody_answers())),
 ];
@@ -130,10 +131,16 @@ impl<'a> Inside<'a> {
         Ok(inside)
     }
 
-    fn command(&self) -> Command {
+    fn program(&self) -> Command {
         let mut command = Command::new(self.dir.join("eebt-client"));
-        command.args(["--config", "client.toml"]).current_dir(&self.dir).env("HOME", &self.dir);
+        command.current_dir(&self.dir).env("HOME", &self.dir);
         command.env("SSL_CERT_FILE", self.dir.join("ca.pem")).uid(CLIENT).gid(CLIENT);
+        command
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.program();
+        command.args(["--config", "client.toml"]);
         command
     }
 
@@ -270,6 +277,32 @@ impl<'a> Inside<'a> {
         Ok(())
     }
 
+    /// What the self test says is true here, where the kernel watches it.
+    async fn self_test(&mut self) -> anyhow::Result<()> {
+        let (site, proxy) = (self.lab.origins.open().addr().to_string(), self.proxy.to_string());
+        // It asks the client that runs, and then one of its own, beside that.
+        for rule in [
+            format!("ip daddr {} tcp dport {} accept", self.proxy.ip(), self.proxy.port()),
+            "ip saddr 127.0.0.1 ip daddr 127.0.0.1 meta l4proto tcp accept".to_owned(),
+        ] {
+            run("nft", &["add", "rule", "inet", "watch", "own", &rule]).await?;
+        }
+        let (code, report) = selftest::run(self.program(), &["--proxy", &proxy, "--site", &site]).await?;
+        for check in ["start", "page", "unknown-name", "ipv6", "this-machine", "udp"] {
+            ensure!(selftest::outcome(&report, check) == "ok", "{check}: {report}");
+        }
+        ensure!(code == Some(0) && selftest::outcome(&report, "relays") == "could-not-check", "{report}");
+        let own = ["--config", "client.toml", "--site", &site];
+        let (code, report) = selftest::run(self.program(), &own).await?;
+        run("nft", &["flush", "chain", "inet", "watch", "own"]).await?;
+        ensure!(selftest::outcome(&report, "loopback") == "ok", "{report}");
+        for check in report["checks"].as_array().context("checks")? {
+            ensure!(check["outcome"] == "ok", "{report}");
+        }
+        ensure!(code == Some(0) && report["ok"] == true, "{report}");
+        Ok(())
+    }
+
     async fn guards_die(&mut self) -> anyhow::Result<()> {
         for relay in self.lab.net.relays().iter().filter(|relay| relay.role != Role::Exit) {
             let pid = self.lab.net.pid(&relay.nickname).context("a relay")?;
@@ -310,7 +343,9 @@ async fn watch(lab: &Lab, proxy: SocketAddr) -> anyhow::Result<()> {
                 meta skuid {CLIENT} jump client
                 meta skuid {PROGRAM} jump program
             }}
+            chain own {{ }}
             chain client {{
+                jump own
                 ip daddr . tcp dport @guards return
                 ip saddr {ip} tcp sport {port} return
                 goto stop

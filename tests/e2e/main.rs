@@ -18,6 +18,7 @@ mod page;
 mod privacy;
 mod recipes;
 mod refusals;
+mod selftest;
 mod strangers;
 mod tls;
 
@@ -70,7 +71,7 @@ impl Suite {
                 let once =
                     async || tokio::time::timeout(LIMIT, case(lab)).await.map_err(failed)?.map_err(failed);
                 let Err(first) = once().await else { return Ok(()) };
-                let why = first.message().unwrap_or_default().lines().next().unwrap_or_default().to_owned();
+                let why = first.message().unwrap_or_default().to_owned();
                 if second_tries.fetch_add(1, Ordering::Relaxed) >= MAX_SECOND_TRIES {
                     return Err(first);
                 }
@@ -114,6 +115,7 @@ fn main() {
     recipes::cases(&mut suite);
     package::cases(&mut suite);
     leak::cases(&mut suite);
+    selftest::cases(&mut suite);
     onion::cases(&mut suite);
     directory::cases(&mut suite);
     bulk::cases(&mut suite);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use eebt_proto::directory::{Ask, EXIT_BRIDGES, HandOut, TICKET_TERMS, Wishes};
 use eebt_proto::{BridgeLine, OnionReach, Ticket, TicketTerms};
+use nix::sys::signal::Signal;
 use tokio::process::Command;
 
 use crate::lab::{BridgeBuilder, ClientBuilder, Lab, free_port};
@@ -113,10 +114,12 @@ async fn start(config: PathBuf, api: SocketAddr, echo: SocketAddr, log: &str) ->
 }
 
 impl Directory {
-    /// Starts it again, where it was ended.
+    /// Kills it and starts it again.
     pub async fn start_again(self) -> anyhow::Result<Self> {
-        let Self { process, api, echo, config, .. } = self;
-        drop(process);
+        let Self { mut process, api, echo, config, .. } = self;
+        process.signal(Signal::SIGKILL);
+        // Its ports are free once it is gone, not before.
+        process.exit_code(Duration::from_secs(30)).await?;
         start(config, api, echo, crate::lab::LOG).await
     }
 
