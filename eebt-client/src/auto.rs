@@ -96,7 +96,7 @@ enum First {
 }
 
 /// Carries the beginning of an exchange, and decides by it whether the origin answers Tor. `sent` is what
-/// the program has said already; `open` opens a stream through an exit bridge, when there is need of one.
+/// the program has said already, and gets what it says meanwhile; `open` opens a stream through an exit bridge, when there is need of one.
 /// After `patience` without a word an exit bridge is asked beside Tor, and whoever answers first is taken.
 ///
 /// # Errors
@@ -104,28 +104,28 @@ enum First {
 pub(crate) async fn settle<W: Way, X>(
     program: &mut (impl AsyncRead + Unpin),
     mut tor: W,
-    mut sent: Vec<u8>,
+    sent: &mut Vec<u8>,
     patience: Duration,
     open: impl Future<Output = Option<(W, X)>>,
 ) -> io::Result<Settled<W, X>> {
-    let (reason, got, broke) = match first(program, &mut tor, &mut sent, Some(patience)).await? {
+    let (reason, got, broke) = match first(program, &mut tor, sent, Some(patience)).await? {
         First::Open(got, broke) => return Ok(Settled::tor(tor, got, broke)),
         First::Silent => return either(program, tor, sent, open).await,
-        First::Blocked(reason, got) if may_repeat(&sent) => (Some(reason), got, None),
+        First::Blocked(reason, got) if may_repeat(sent) => (Some(reason), got, None),
         First::Blocked(_, got) => return Ok(Settled::tor(tor, got, None)),
         First::Failed(error) => match meaning(&error) {
             Failure::Everywhere => return Ok(Settled::tor(tor, Vec::new(), Some(error))),
             // It may have heard what must not be said twice.
-            failure if (failure.may_have_reached() || tor.is_connected()) && !may_repeat(&sent) => {
+            failure if (failure.may_have_reached() || tor.is_connected()) && !may_repeat(sent) => {
                 return Ok(Settled::tor(tor, Vec::new(), Some(error)));
             }
             failure => (failure.reason(), Vec::new(), Some(error)),
         },
     };
     let told = sent.len();
-    match again(program, &mut sent, open).await? {
+    match again(program, sent, open).await? {
         Ok(settled) => Ok(settled.because(reason)),
-        Err(failed) => Ok(Settled::tor_after_all(tor, (&sent, told), got, broke, failed).await),
+        Err(failed) => Ok(Settled::tor_after_all(tor, (sent, told), got, broke, failed).await),
     }
 }
 
@@ -164,12 +164,12 @@ async fn again<W: Way, X>(
 async fn either<W: Way, X>(
     program: &mut (impl AsyncRead + Unpin),
     mut tor: W,
-    mut sent: Vec<u8>,
+    sent: &mut Vec<u8>,
     open: impl Future<Output = Option<(W, X)>>,
 ) -> io::Result<Settled<W, X>> {
     let told = sent.len();
     let mut got = Vec::with_capacity(MAX_LOOKED_AT);
-    let mut by_exit_bridge = Box::pin(again(program, &mut sent, open));
+    let mut by_exit_bridge = Box::pin(again(program, sent, open));
     let (broke, failed) = tokio::select! {
         biased;
         read = tor.read_buf(&mut got) => match read {
@@ -190,7 +190,7 @@ async fn either<W: Way, X>(
         },
     };
     drop(by_exit_bridge);
-    Ok(Settled::tor_after_all(tor, (&sent, told), got, broke, failed).await)
+    Ok(Settled::tor_after_all(tor, (sent, told), got, broke, failed).await)
 }
 
 /// Says `sent`, and carries on until it shows what the answer is.
@@ -382,7 +382,7 @@ mod tests {
         let open = async { exit_bridge.map(|_| (Pipe(near, true), ())) };
         let settling = async {
             let settled =
-                settle(&mut ours, Pipe(tor_near, connected), Vec::new(), PATIENCE, open).await.unwrap();
+                settle(&mut ours, Pipe(tor_near, connected), &mut Vec::new(), PATIENCE, open).await.unwrap();
             let took = start.elapsed();
             let silent = match settled.overtaken {
                 Some(overtaken) => is_silent(overtaken, PATIENCE).await,
@@ -482,7 +482,8 @@ mod tests {
         let (_program, mut ours) = duplex(1000);
         let (near, _far) = duplex(1000);
         let open = async { None::<(Pipe, ())> };
-        let settling = settle(&mut ours, Pipe(near, true), Vec::new(), PATIENCE, open);
+        let mut sent = Vec::new();
+        let settling = settle(&mut ours, Pipe(near, true), &mut sent, PATIENCE, open);
         assert!(tokio::time::timeout(TICK * 30, settling).await.is_err());
     }
 }

@@ -26,6 +26,7 @@ use crate::blockers::Blockers;
 use crate::bridges::{BridgeId, Bridges, Now, Source};
 use crate::choices::Choices;
 use crate::circuits::{Circuit, Circuits};
+use crate::https;
 use crate::route::{Mode, Route, Rule, is_onion, normal, route};
 use crate::verdicts::Verdicts;
 use crate::visits::{Visits, Way};
@@ -334,7 +335,7 @@ impl Connector {
         port: u16,
         program: &mut (impl AsyncRead + Unpin),
         opened: Opened,
-        sent: Vec<u8>,
+        mut sent: Vec<u8>,
     ) -> std::io::Result<Settled<DataStream, (BridgeId, Circuit)>> {
         let other = async {
             let opening = self.through_exit_bridge(group, host, port);
@@ -342,12 +343,13 @@ impl Connector {
             let opened = opened.inspect_err(|error| tracing::info!(%error, "no exit bridge instead of Tor"));
             opened.ok().and_then(|opened| Some((opened.stream, opened.circuit?)))
         };
-        let mut settled = auto::settle(program, opened.stream, sent, self.patience, other).await?;
+        let mut settled = auto::settle(program, opened.stream, &mut sent, self.patience, other).await?;
         if let Some(reason) = settled.blocked {
             self.verdicts.note(host, port, reason, SystemTime::now());
         }
         if let (None, Some(&TLS_HANDSHAKE), Some(seen)) =
             (&settled.exit_bridge, settled.got.first(), &self.tls_seen)
+            && https::offers_http(&sent)
         {
             let _too_many_wait = seen.try_send((normal(host), port));
         }

@@ -287,6 +287,11 @@ impl<'a> Inside<'a> {
         ] {
             run("nft", &["add", "rule", "inet", "watch", "own", &rule]).await?;
         }
+        // Elsewhere, exits are on other machines: from here they do not reach this one's ports.
+        for rule in ["ip daddr { 127.0.0.1, 192.0.2.2 }", "ip6 daddr 2001:db8::2"] {
+            let rule = format!("{rule} tcp flags & (syn | ack) == syn reject with tcp reset");
+            run("nft", &["add", "rule", "inet", "watch", "exits", &rule]).await?;
+        }
         let (code, report) = selftest::run(self.program(), &["--proxy", &proxy, "--site", &site]).await?;
         for check in ["start", "page", "unknown-name", "ipv6", "this-machine", "udp"] {
             ensure!(selftest::outcome(&report, check) == "ok", "{check}: {report}");
@@ -294,7 +299,9 @@ impl<'a> Inside<'a> {
         ensure!(code == Some(0) && selftest::outcome(&report, "relays") == "could-not-check", "{report}");
         let own = ["--config", "client.toml", "--site", &site];
         let (code, report) = selftest::run(self.program(), &own).await?;
-        run("nft", &["flush", "chain", "inet", "watch", "own"]).await?;
+        for chain in ["own", "exits"] {
+            run("nft", &["flush", "chain", "inet", "watch", chain]).await?;
+        }
         ensure!(selftest::outcome(&report, "loopback") == "ok", "{report}");
         for check in report["checks"].as_array().context("checks")? {
             ensure!(check["outcome"] == "ok", "{report}");
@@ -342,8 +349,10 @@ async fn watch(lab: &Lab, proxy: SocketAddr) -> anyhow::Result<()> {
                 type filter hook output priority 0;
                 meta skuid {CLIENT} jump client
                 meta skuid {PROGRAM} jump program
+                jump exits
             }}
             chain own {{ }}
+            chain exits {{ }}
             chain client {{
                 jump own
                 ip daddr . tcp dport @guards return

@@ -30,7 +30,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use tests::Lab;
 
 /// Longest time for one case.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// Most cases of one run that may need a second try.
 const MAX_SECOND_TRIES: u32 = 2;

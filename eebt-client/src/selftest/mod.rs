@@ -261,7 +261,7 @@ async fn fails_closed(report: &mut Report, proxy: SocketAddr, (host, port): (&st
     let (outcome, detail) = match page {
         Ok(Answer::Heard(_)) => (Outcome::Failed, "a page came, though the exit bridge is dead".to_owned()),
         Ok(answer) if here == Ok(0) => (Outcome::Ok, format!("the exit bridge is dead: {}", told(&answer))),
-        Ok(_) => (Outcome::Failed, "the exit bridge is dead, and a direct connection came".to_owned()),
+        Ok(_) => (Outcome::Failed, "the exit bridge is dead, and this machine was reached".to_owned()),
         Err(error) => (Outcome::CouldNotCheck, error.to_string()),
     };
     report.add("fails-closed", outcome, detail);
@@ -287,7 +287,10 @@ fn traps_told(report: &mut Report, check: &'static str, caught: Result<usize, St
             Outcome::Ok,
             format!("this machine's own addresses ({addresses}) are not reached"),
         ),
-        Ok(_) => report.add(check, Outcome::Failed, format!("one of {addresses} was connected to directly")),
+        Ok(_) => {
+            report.add(check, Outcome::Failed, format!("one of {addresses} was reached from this machine"));
+            report.hint("does an exit bridge run on this machine? if not, please tell the project of this");
+        }
         Err(why) => report.add(check, Outcome::CouldNotCheck, why),
     }
 }
