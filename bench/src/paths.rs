@@ -70,6 +70,10 @@ pub const CIRCUIT: &str = "circuit exit bridge";
 pub const CIRCUIT_VANGUARDS: &str = "circuit exit bridge, vanguards";
 /// Ours from behind a NAT: an onion service.
 pub const ONION: &str = "onion exit bridge";
+/// The same, without its guard between it and the rendezvous point.
+pub const ONION_DIRECT: &str = "onion exit bridge, direct";
+/// The same, with as many relays there as a hidden service has.
+pub const ONION_ANONYMOUS: &str = "onion exit bridge, anonymous";
 /// A C tor exit in no consensus instead of the exit bridge.
 pub const UNLISTED: &str = "unlisted C tor exit";
 /// What EEBT's prototype did: a Tor exit, then TLS to a SOCKS proxy.
@@ -98,13 +102,21 @@ impl Paths {
 
         let lab = Lab::on(net).await?;
         let bridge = lab.bridge().set("limits", no_limits()).log(LOG).behind(latency).await?.run().await?;
-        let onion_bridge = lab.bridge().onion().set("limits", no_limits()).log(LOG).run().await?;
+        let onion_bridge = async |rendezvous: &str| {
+            let bridge = lab.bridge().onion().set("rendezvous", rendezvous).set("limits", no_limits());
+            bridge.log(LOG).run().await
+        };
+        let onion_bridge_guard = onion_bridge("guard").await?;
+        let onion_bridge_direct = onion_bridge("direct").await?;
+        let onion_bridge_anonymous = onion_bridge("anonymous").await?;
         let client = async |path: &str, bridge: &Bridge| {
             lab.client().set("path", path).set("connections", 4096).log(LOG).via(bridge).run().await
         };
         let standard = client("standard", &bridge).await?;
         let vanguards = client("vanguards", &bridge).await?;
-        let to_onion = client("standard", &onion_bridge).await?;
+        let to_onion = client("standard", &onion_bridge_guard).await?;
+        let to_direct = client("standard", &onion_bridge_direct).await?;
+        let to_anonymous = client("standard", &onion_bridge_anonymous).await?;
         let arti = lab.client().set("mode", "never").log(LOG).run().await?;
         let auto = || lab.client().set("mode", "auto").log(LOG).via(&bridge);
         let forgets = auto().set("verdict_lifetime", "1ms").run().await?;
@@ -140,8 +152,18 @@ impl Paths {
             },
             Path {
                 name: ONION,
-                processes: ours(&to_onion, &onion_bridge)?,
+                processes: ours(&to_onion, &onion_bridge_guard)?,
                 route: Route::Socks(to_onion.proxy),
+            },
+            Path {
+                name: ONION_DIRECT,
+                processes: ours(&to_direct, &onion_bridge_direct)?,
+                route: Route::Socks(to_direct.proxy),
+            },
+            Path {
+                name: ONION_ANONYMOUS,
+                processes: ours(&to_anonymous, &onion_bridge_anonymous)?,
+                route: Route::Socks(to_anonymous.proxy),
             },
             Path {
                 name: UNLISTED,
@@ -176,8 +198,18 @@ impl Paths {
             .collect();
         ensure!(!all.is_empty(), "no path is called like that");
         let running = Programs {
-            _clients: vec![standard, vanguards, to_onion, arti, to_unlisted, forgets, remembers],
-            _bridges: vec![bridge, onion_bridge],
+            _clients: vec![
+                standard,
+                vanguards,
+                to_onion,
+                to_direct,
+                to_anonymous,
+                arti,
+                to_unlisted,
+                forgets,
+                remembers,
+            ],
+            _bridges: vec![bridge, onion_bridge_guard, onion_bridge_direct, onion_bridge_anonymous],
             _proxies: running,
             _link: link,
             _folder: folder,

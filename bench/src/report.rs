@@ -57,7 +57,7 @@ struct Entry {
 }
 
 /// Who is held against whom.
-const COMPARED: [(&str, &str); 11] = [
+const COMPARED: [(&str, &str); 13] = [
     (paths::AUTO, paths::PLAIN_ARTI),
     (paths::AUTO, paths::CIRCUIT),
     (paths::AUTO_AGAIN, paths::CIRCUIT),
@@ -67,6 +67,8 @@ const COMPARED: [(&str, &str); 11] = [
     (paths::CIRCUIT, paths::UNLISTED),
     (paths::CIRCUIT, paths::EEBT_PROTOTYPE),
     (paths::ONION, paths::HEBTOR_PROTOTYPE),
+    (paths::ONION_DIRECT, paths::HEBTOR_PROTOTYPE),
+    (paths::ONION, paths::ONION_ANONYMOUS),
     (paths::ONION, paths::PLAIN),
     (engine::ENGINE, engine::BARE),
 ];

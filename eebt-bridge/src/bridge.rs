@@ -157,7 +157,7 @@ impl ExitBridge {
         }
         let connector = Arc::new(OnionConnector::new(Arc::clone(&client), &tor_config)?);
         if config.reach.contains(&ReachKind::Onion) {
-            let ingress = OnionIngress::launch(&client, &keys)?;
+            let ingress = OnionIngress::launch(&client, &keys, config.rendezvous)?;
             let reach = ingress.reach().clone();
             serving.push(ingress.run(Arc::clone(&egress), close.clone()).boxed());
             tokio::select! {

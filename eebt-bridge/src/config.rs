@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use eebt_proto::limits::MAX_LIFETIME;
 use eebt_proto::{Country, ExitPolicy, OnionReach, PortSet, Reach};
-use eebt_tor::ConfigError;
+use eebt_tor::{ConfigError, RendezvousPath};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
@@ -29,6 +29,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address in the bridge line, when it is another than `listen`.
     pub address: Option<SocketAddr>,
+    /// For reach `onion`: who stands between it and the relay at which a client meets it.
+    pub rendezvous: RendezvousPath,
     /// Local address of connections to targets; with it, only targets of its family are reached.
     pub egress_address: Option<IpAddr>,
     /// Folder for the cached consensus.
@@ -94,6 +96,7 @@ impl Default for Config {
         Self {
             keys: "keys".into(),
             reach: vec![ReachKind::Circuit],
+            rendezvous: RendezvousPath::Guard,
             listen: (Ipv4Addr::UNSPECIFIED, 0).into(),
             address: None,
             egress_address: None,

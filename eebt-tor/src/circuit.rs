@@ -81,7 +81,7 @@ impl From<OnionError> for CircuitError {
     }
 }
 
-fn tor_error(error: impl std::error::Error + 'static) -> CircuitError {
+pub(crate) fn tor_error(error: impl std::error::Error + 'static) -> CircuitError {
     CircuitError::Tor(error.report().to_string())
 }
 
@@ -127,8 +127,7 @@ impl Paths {
                     let tunnel = circmgr.builder().build(&path, &params, usage).await.map_err(tor_error)?;
                     Tunnel::Standard(ClientDataTunnel::from(tunnel))
                 }
-                // The guard is a Tor bridge, which no public path names, or there are no Tor exits to
-                // learn it from: let Arti choose a path, though it is one relay longer.
+                // Let Arti choose a path, though it is one relay longer.
                 None => self.stem(&netdir).await?,
             },
             PathKind::Vanguards => self.stem(&netdir).await?,
@@ -153,26 +152,14 @@ impl Paths {
         Ok(Tunnel::Vanguards(tunnel))
     }
 
-    /// Guard and middle. The guard is the one that Arti's own circuits use; the middle is chosen as
-    /// for any circuit, away from the guard and from the exit bridge.
+    /// Guard and middle. The middle is chosen as for any circuit, away from the guard and from the exit
+    /// bridge.
     async fn two_hops<'a>(
         &self,
         netdir: &'a NetDir,
         target: &OwnedCircTarget,
     ) -> Result<Option<TorPath<'a>>, CircuitError> {
-        let circmgr = self.tor.circmgr().map_err(tor_error)?;
-        let any_exit = circmgr
-            .get_or_launch_exit(netdir.into(), &[TargetPort::ipv4(443)], StreamIsolation::no_isolation())
-            .await;
-        let any_exit = match any_exit {
-            Ok(tunnel) => tunnel,
-            Err(error) => {
-                tracing::debug!(error = %error.report(), "no plain circuit to learn the guard from");
-                return Ok(None);
-            }
-        };
-        let guard = any_exit.as_ref().first_hop().map_err(tor_error)?;
-        let Some(guard) = netdir.by_ids(&guard) else { return Ok(None) };
+        let Some(guard) = guard(&self.tor, netdir).await? else { return Ok(None) };
         let middle = self.middle(netdir, &guard, target)?;
         Ok(Some(TorPath::new_multihop([guard, middle])))
     }
@@ -200,6 +187,23 @@ impl Paths {
         let selector = RelaySelector::new(RelayUsage::middle_relay(None), not);
         let (middle, _info) = selector.select_relay(&mut rand::rng(), netdir);
         middle.ok_or_else(|| CircuitError::Tor("no relay can be the middle".to_owned()))
+    }
+}
+
+/// The guard that Arti's own circuits use. `None` when it is a Tor bridge, which no public path names, or there are
+/// no Tor exits to learn it from.
+pub(crate) async fn guard<'a>(
+    tor: &TorClient<TorRuntime>,
+    netdir: &'a NetDir,
+) -> Result<Option<Relay<'a>>, CircuitError> {
+    let circmgr = tor.circmgr().map_err(tor_error)?;
+    let (ports, isolation) = ([TargetPort::ipv4(443)], StreamIsolation::no_isolation());
+    match circmgr.get_or_launch_exit(netdir.into(), &ports, isolation).await {
+        Ok(tunnel) => Ok(netdir.by_ids(&tunnel.as_ref().first_hop().map_err(tor_error)?)),
+        Err(error) => {
+            tracing::debug!(error = %error.report(), "no plain circuit to learn the guard from");
+            Ok(None)
+        }
     }
 }
 

@@ -1,0 +1,118 @@
+//! Circuits of an onion service to the rendezvous points that its clients choose.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arti_client::TorClient;
+use async_trait::async_trait;
+use serde::Deserialize;
+use tor_chanmgr::ChannelUsage;
+use tor_circmgr::ServiceOnionServiceDataTunnel;
+use tor_circmgr::build::onion_circparams_from_netparams;
+use tor_circmgr::hspool::HsCircPool;
+use tor_circmgr::path::TorPath;
+use tor_hsservice::RendCircConnector;
+use tor_linkspec::verbatim::VerbatimLinkSpecCircTarget;
+use tor_linkspec::{HasRelayIds as _, OwnedCircTarget};
+use tor_netdir::{NetDir, Relay};
+
+use crate::TorRuntime;
+use crate::circuit::{CircuitError, guard, tor_error};
+
+/// How long extending to the rendezvous point may take; Arti has no limit of its own there.
+const EXTEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who stands between an onion service and the rendezvous point of a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum RendezvousPath {
+    /// The guard: relays at which clients happen to meet the service do not learn its address.
+    #[default]
+    Guard,
+    /// Nobody: the relay at the rendezvous point learns the address, and that a service is there.
+    Direct,
+    /// As many as for a service that hides from its clients.
+    Anonymous,
+}
+
+/// Makes them.
+pub struct Rendezvous {
+    tor: Arc<TorClient<TorRuntime>>,
+    pool: Arc<HsCircPool<TorRuntime>>,
+    path: RendezvousPath,
+}
+
+impl Rendezvous {
+    /// With the guards of `tor`, which must have been bootstrapped.
+    ///
+    /// # Errors
+    /// [`CircuitError::Tor`].
+    pub fn new(tor: Arc<TorClient<TorRuntime>>, path: RendezvousPath) -> Result<Self, CircuitError> {
+        let pool = tor.hs_circ_pool().map_err(tor_error)?;
+        Ok(Self { tor, pool, path })
+    }
+
+    /// A circuit that is shorter than Arti's own. `None` where there should be none: the rendezvous point is the
+    /// guard, or not in the consensus (a client could make us connect to anything), or there is no guard to be
+    /// known.
+    async fn short(
+        &self,
+        netdir: &NetDir,
+        target: &VerbatimLinkSpecCircTarget<OwnedCircTarget>,
+    ) -> Option<ServiceOnionServiceDataTunnel> {
+        let listed = netdir.by_ids(target)?;
+        let first = match self.path {
+            RendezvousPath::Anonymous => return None,
+            RendezvousPath::Direct => listed.clone(),
+            RendezvousPath::Guard => guard(&self.tor, netdir)
+                .await
+                .ok()
+                .flatten()
+                .filter(|guard| !guard.same_relay_ids(&listed))?,
+        };
+        let build = self.build(netdir, first, target);
+        build.await.inspect_err(|error| tracing::debug!(%error, "no short way to a rendezvous point")).ok()
+    }
+
+    /// First hop, and the target if that is another relay.
+    async fn build(
+        &self,
+        netdir: &NetDir,
+        first: Relay<'_>,
+        target: &VerbatimLinkSpecCircTarget<OwnedCircTarget>,
+    ) -> Result<ServiceOnionServiceDataTunnel, CircuitError> {
+        let params = onion_circparams_from_netparams(netdir.params()).map_err(tor_error)?;
+        let circmgr = self.tor.circmgr().map_err(tor_error)?;
+        let is_target = first.has_all_relay_ids_from(target);
+        let path = TorPath::new_multihop([first]);
+        let built = circmgr.builder().build(&path, &params, ChannelUsage::UserTraffic).await;
+        let tunnel = ServiceOnionServiceDataTunnel::from(built.map_err(tor_error)?);
+        if !is_target {
+            let extended = tokio::time::timeout(EXTEND_TIMEOUT, tunnel.extend(target, params)).await;
+            extended.map_err(|_| CircuitError::Tor("no answer in time".to_owned()))?.map_err(tor_error)?;
+        }
+        Ok(tunnel)
+    }
+}
+
+#[async_trait]
+impl RendCircConnector for Rendezvous {
+    async fn get_or_launch_specific(
+        &self,
+        netdir: &NetDir,
+        target: VerbatimLinkSpecCircTarget<OwnedCircTarget>,
+    ) -> tor_circmgr::Result<ServiceOnionServiceDataTunnel> {
+        match self.short(netdir, &target).await {
+            Some(tunnel) => Ok(tunnel),
+            None => self.pool.get_or_launch_svc_rend(netdir, target).await,
+        }
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn wallclock(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
