@@ -8,7 +8,7 @@
 CARGO ?= cargo
 PROFILE := --release
 # Programs that only tests need.
-TEST_NEEDS := firefox-esr chromium certutil torsocks sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze nft ip
+TEST_NEEDS := firefox-esr chromium certutil torsocks wget sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze nft ip
 
 .PHONY: build setup demo demo-onion demo-auto deb test e2e bench lint fmt clean
 

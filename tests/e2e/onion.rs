@@ -1,9 +1,27 @@
 //! Onion exit bridges: no port that anybody could reach, and the same service.
 
-use anyhow::ensure;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, ensure};
 use eebt_proto::Reach;
+use tests::{Bridge, Lab};
+use tokio::process::Command;
 
 use crate::Suite;
+
+/// The relays that this exit bridge has connections to.
+async fn relays_of(lab: &Lab, bridge: &Bridge) -> anyhow::Result<BTreeSet<SocketAddr>> {
+    let out = Command::new("ss").args(["-Htnp", "state", "established"]).output().await?;
+    let pid = format!("pid={},", bridge.process.pid().context("it has ended")?);
+    let lines = String::from_utf8(out.stdout)?;
+    // Queues, our end, the other end, the process.
+    let peers =
+        lines.lines().filter(|line| line.contains(&pid)).filter_map(|line| line.split_whitespace().nth(3));
+    let peers: BTreeSet<SocketAddr> = peers.filter_map(|peer| peer.parse().ok()).collect();
+    let relays = lab.net.relays().iter().map(|relay| SocketAddr::new(relay.address.into(), relay.orport));
+    Ok(relays.filter(|relay| peers.contains(relay)).collect())
+}
 
 pub fn cases(suite: &mut Suite) {
     suite.case("a page that refuses Tor opens through an onion exit bridge", async |lab| {
@@ -63,4 +81,26 @@ pub fn cases(suite: &mut Suite) {
         }
         Ok(())
     });
+
+    for (rendezvous, is_seen) in [("guard", false), ("anonymous", false), ("direct", true)] {
+        let name = match is_seen {
+            false => format!("relays where clients meet an onion exit bridge do not see it: {rendezvous}"),
+            true => format!("and do where the operator says so: {rendezvous}"),
+        };
+        suite.case(&name, async move |lab| {
+            let bridge = lab.bridge().onion().set("rendezvous", rendezvous).run().await?;
+            let client = lab.client().via(&bridge).run().await?;
+            let before = relays_of(lab, &bridge).await?;
+            ensure!(!before.is_empty(), "no connections are seen");
+            let url = lab.origins.open().url("/bulk/1000000");
+            // Each of them meets it at another relay.
+            for n in 0..10 {
+                client.get_as(&format!("person{n}"), &url).await?.is_bulk(1_000_000)?;
+            }
+            let after = relays_of(lab, &bridge).await?;
+            let new: Vec<_> = after.difference(&before).collect();
+            ensure!(new.is_empty() != is_seen, "before: {before:?}, new: {new:?}");
+            Ok(())
+        });
+    }
 }

@@ -101,17 +101,19 @@ pub fn cases(suite: &mut Suite) {
 
         let directory = lab.directory().run().await?;
         let onion = directory.address.to_string();
-        let recipe = "torsocks --address 127.0.0.1 --port 9150 curl ";
+        let recipe = "torsocks --address 127.0.0.1 --port 9150 wget ";
+        let target = ("example.onion/", format!("{onion}{TICKET_TERMS}"));
         // Its descriptor may take a moment to be found.
-        for _ in 0..20 {
-            let said =
-                run(recipe, client.proxy, ("example.onion/", &format!("{onion}{TICKET_TERMS}")), &dir).await;
-            match said {
-                Ok(said) if said.contains('{') => return Ok(()),
-                _ => tokio::time::sleep(Duration::from_secs(1)).await,
+        let mut tries = 20;
+        let said = loop {
+            tries -= 1;
+            match run(recipe, client.proxy, (target.0, &target.1), &dir).await {
+                Err(_) if tries > 0 => tokio::time::sleep(Duration::from_secs(1)).await,
+                said => break said?,
             }
-        }
-        anyhow::bail!("the onion service was not reached")
+        };
+        ensure!(said.contains('{'), "{said}");
+        Ok(())
     });
 }
 
