@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::paths::{self, Path, Paths};
 use crate::process::{Cost, memory};
 use crate::report::{Report, Sample};
-use crate::visit;
+use crate::{start, visit};
 
 /// A group of figures that are measured together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -35,7 +35,9 @@ pub enum Figure {
     Streams,
     /// Memory of streams that carry nothing.
     Idle,
-    /// The egress engine alone, without Tor.
+    /// From the start of an exit bridge until it can be used.
+    Start,
+    /// The egress engine and encryption alone, without Tor.
     Engine,
     /// The exit-bridge directory alone, without Tor.
     Directory,
@@ -43,7 +45,7 @@ pub enum Figure {
 
 impl Figure {
     /// Those of a network, in the order in which they are measured.
-    pub const OF_A_NETWORK: [Self; 9] = [
+    pub const OF_A_NETWORK: [Self; 10] = [
         Self::TtfbWarm,
         Self::TtfbCold,
         Self::TtfbBlocked,
@@ -53,7 +55,21 @@ impl Figure {
         Self::Parallel,
         Self::Streams,
         Self::Idle,
+        Self::Start,
     ];
+
+    /// Whether it is worth its time on this way. Some ways differ from others in a few figures only.
+    fn is_for(self, path: &Path) -> bool {
+        let first_bytes = matches!(self, Self::TtfbWarm | Self::TtfbCold);
+        match path.name {
+            paths::AUTO => matches!(self, Self::TtfbWarm | Self::TtfbCold | Self::TtfbBlocked),
+            paths::AUTO_AGAIN => self == Self::TtfbBlocked,
+            paths::ONION_DIRECT | paths::ONION_ANONYMOUS => matches!(self, Self::TtfbWarm | Self::Download),
+            paths::UNLISTED => first_bytes || self == Self::Download,
+            paths::CIRCUIT => true,
+            _ => self != Self::TtfbBlocked,
+        }
+    }
 }
 
 /// How much is measured.
@@ -83,8 +99,8 @@ impl Default for Plan {
             samples: 30,
             rounds: 3,
             bytes: 50_000_000,
-            limit: Duration::from_secs(40),
-            streams: 200,
+            limit: Duration::from_secs(15),
+            streams: 100,
             idle: 1000,
             exit_bridges: 100_000,
             asks: 40_000,
@@ -99,7 +115,7 @@ impl Plan {
             samples: 3,
             rounds: 1,
             bytes: 5_000_000,
-            limit: Duration::from_secs(20),
+            limit: Duration::from_secs(10),
             streams: 20,
             idle: 50,
             exit_bridges: 5000,
@@ -137,15 +153,17 @@ impl Unit {
 pub async fn measure(figure: Figure, paths: &Paths, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let name = figure.to_possible_value().map_or_else(String::new, |v| v.get_name().replace('-', "_"));
     eprintln!("   {name}");
-    if figure == Figure::Idle {
-        return idle(paths, plan, report).await;
+    match figure {
+        Figure::Idle => return idle(paths, plan, report).await,
+        Figure::Start => return start::measure(paths, plan, report).await,
+        _ => {}
     }
     let rounds = match figure {
         Figure::TtfbWarm | Figure::TtfbCold | Figure::TtfbBlocked => plan.samples,
         _ => plan.rounds,
     };
     for round in 0..rounds {
-        for path in &paths.all {
+        for path in paths.all.iter().filter(|path| figure.is_for(path)) {
             let mut note = |figure: &str, unit: Unit, value: f64| {
                 report.add(Sample {
                     figure: figure.to_owned(),
@@ -167,12 +185,9 @@ pub async fn measure(figure: Figure, paths: &Paths, plan: &Plan, report: &mut Re
                         // The circuits that are built ahead for the next one are not part of what comes next.
                         tokio::time::sleep(2 * paths.latency + Duration::from_millis(200)).await;
                     }
-                    Figure::TtfbBlocked
-                        if [paths::AUTO, paths::AUTO_AGAIN, paths::CIRCUIT].contains(&path.name) =>
-                    {
+                    Figure::TtfbBlocked => {
                         note(&name, Unit::Milliseconds, ttfb(path, paths.blocking(), "warm").await?);
                     }
-                    Figure::TtfbBlocked => {}
                     Figure::Page => note(&name, Unit::Milliseconds, page(paths, path).await?),
                     Figure::Download => download(paths, path, plan, &mut note).await?,
                     Figure::Upload => {
@@ -186,7 +201,7 @@ pub async fn measure(figure: Figure, paths: &Paths, plan: &Plan, report: &mut Re
                     Figure::Streams => {
                         note(&name, Unit::PerSecond, new_streams(paths, path, plan).await?);
                     }
-                    Figure::Idle | Figure::Engine | Figure::Directory => {}
+                    Figure::Idle | Figure::Start | Figure::Engine | Figure::Directory => {}
                 }
                 anyhow::Ok(())
             };
@@ -204,7 +219,7 @@ fn host(paths: &Paths) -> String {
 }
 
 /// From nothing to the first byte of a small body, in ms.
-async fn ttfb(path: &Path, origin: SocketAddr, group: &str) -> anyhow::Result<f64> {
+pub async fn ttfb(path: &Path, origin: SocketAddr, group: &str) -> anyhow::Result<f64> {
     let start = Instant::now();
     let mut stream = path.connect(group, origin).await?;
     // A page that its origin sends in one piece, head and body.
@@ -315,7 +330,7 @@ async fn new_streams(paths: &Paths, path: &Path, plan: &Plan) -> anyhow::Result<
 /// Memory that each stream costs that was used once and then held, in each process of the path.
 async fn idle(paths: &Paths, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let host = host(paths);
-    for path in &paths.all {
+    for path in paths.all.iter().filter(|path| Figure::Idle.is_for(path)) {
         let resident = || -> Vec<f64> {
             path.processes.iter().map(|(_, pid)| memory(*pid).unwrap_or_default().0).collect()
         };

@@ -6,12 +6,14 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod crypto;
 mod directory;
 mod engine;
 mod figures;
 mod paths;
 mod process;
 mod report;
+mod start;
 mod stats;
 mod visit;
 
@@ -101,9 +103,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut report = Report::new(&args.out, args.scheduler)?;
     let wanted = |figure: &Figure| args.only.is_empty() || args.only.contains(figure);
     if wanted(&Figure::Engine) && args.paths.is_empty() {
-        eprintln!("== the egress engine alone");
+        eprintln!("== the egress engine alone, encryption alone");
         report = tokio::task::spawn_blocking(move || {
             engine::measure(rounds, &mut report)?;
+            crypto::measure(rounds, &mut report)?;
             anyhow::Ok(report)
         })
         .await??;

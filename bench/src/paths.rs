@@ -54,7 +54,7 @@ enum Route {
 }
 
 /// What the programs log: why something failed, and nothing for each stream.
-const LOG: &str = "info,tor_=warn,tor_netdir=error,arti_client=warn";
+pub const LOG: &str = "info,tor_=warn,tor_netdir=error,arti_client=warn";
 
 /// Plain Tor: C tor client, exit.
 pub const PLAIN: &str = "plain exit, C tor client";
@@ -257,6 +257,11 @@ impl Paths {
 }
 
 impl Path {
+    /// Through one local SOCKS proxy whose processes are not looked at.
+    pub fn socks(name: &'static str, proxy: SocketAddr) -> Self {
+        Self { name, processes: Vec::new(), route: Route::Socks(proxy) }
+    }
+
     /// A stream to `target`. Those of one `group` may share a circuit, those of two may not.
     pub async fn connect(&self, group: &str, target: SocketAddr) -> anyhow::Result<Stream> {
         match &self.route {

@@ -12,7 +12,7 @@ use testnet::Scheduler;
 
 use crate::figures::Unit;
 use crate::stats::{self, Comparison};
-use crate::{directory, engine, paths};
+use crate::{crypto, directory, engine, paths, start};
 
 /// One measured value.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -72,6 +72,9 @@ const COMPARED: [(&str, &str); 13] = [
     (paths::ONION, paths::PLAIN),
     (engine::ENGINE, engine::BARE),
 ];
+
+/// What has no peer: it is held against what one wants of it.
+const ALONE: [&str; 4] = [directory::DIRECTORY, start::UP, crypto::CLIENT, crypto::EXIT_BRIDGE];
 
 /// All results of one run.
 pub struct Report {
@@ -181,9 +184,10 @@ impl Report {
             );
         }
         for ((_, figure), (unit, paths)) in self.grouped() {
-            // It has no peer: what it is held against is what one wants of it.
-            if let Some(median) = paths.get(directory::DIRECTORY).and_then(|values| stats::median(values)) {
-                println!("{:<94} {:>12}", format!("{figure}: {}", directory::DIRECTORY), shown(unit, median));
+            for alone in ALONE {
+                if let Some(median) = paths.get(alone).and_then(|values| stats::median(values)) {
+                    println!("{:<94} {:>12}", format!("{figure}: {alone}"), shown(unit, median));
+                }
             }
         }
         println!("page with charts: {}", self.out.join("index.html").display());

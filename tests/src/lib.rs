@@ -10,10 +10,12 @@ mod chromium;
 pub mod directory;
 mod dns;
 mod lab;
+mod operator;
 mod process;
 
 pub use browser::Browser;
 pub use chromium::{Chromium, Look, Node};
 pub use dns::Dns;
 pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab, circuit_reach};
+pub use operator::Operator;
 pub use process::{Running, binary};

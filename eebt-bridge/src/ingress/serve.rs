@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use eebt_proto::{Host, Target, TargetError};
 use futures::{Stream, StreamExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tor_cell::relaycell::msg::{
     Begin, BeginFlags, Connected, End, EndReason, Resolve, Resolved, ResolvedVal,
@@ -106,13 +107,28 @@ pub(crate) async fn serve_circuit(mut streams: impl Stream<Item = Incoming> + Un
 /// Serves one request until its stream is done. What went wrong is told to the client and counted;
 /// it is logged without target.
 async fn serve_stream(stream: Incoming, circuit: Arc<Circuit>, egress: Arc<Egress>) {
+    // Boxed: its memory is gone once there is something to copy.
+    if let Some(open) = Box::pin(answer(stream, &circuit, &egress)).await {
+        egress.copy(open.tor, open.tcp, &circuit.bytes).await;
+    }
+}
+
+/// A stream with both its ends.
+struct Open {
+    tor: DataStream,
+    tcp: TcpStream,
+    _room: [OwnedSemaphorePermit; 2],
+}
+
+/// Answers a request. Returns a stream if it was for one, and there is one.
+async fn answer(stream: Incoming, circuit: &Circuit, egress: &Egress) -> Option<Open> {
     match stream.request() {
         IncomingStreamRequest::Begin(begin) => {
             let begin = begin.clone();
-            serve_begin(stream, &begin, &circuit, &egress).await;
+            return connect(stream, &begin, circuit, egress).await;
         }
         IncomingStreamRequest::Resolve(resolve) => {
-            let answering = resolve_answer(resolve, &circuit, &egress);
+            let answering = resolve_answer(resolve, circuit, egress);
             let answer = tokio::time::timeout(egress.limits().connect_timeout, answering).await;
             let answer = answer.unwrap_or_else(|_| Resolved::new_err(true, TTL));
             stream.resolve(answer).await;
@@ -120,47 +136,58 @@ async fn serve_stream(stream: Incoming, circuit: Arc<Circuit>, egress: Arc<Egres
         // Not let in by the ingress; an answer all the same.
         _ => stream.reject(EndReason::NOTDIRECTORY).await,
     }
+    None
 }
 
-async fn serve_begin(stream: Incoming, begin: &Begin, circuit: &Circuit, egress: &Egress) {
-    if egress.is_draining() {
-        return stream.reject(EndReason::HIBERNATING).await;
-    }
-    let target = match target(begin.addr(), begin.port()) {
-        Ok(target) => target,
-        Err(error) => {
-            egress.status().count(Outcome::Refused);
-            return stream.reject(end_of_target_error(error)).await;
-        }
-    };
-    let _permits = match circuit.admit(egress, &target) {
-        Ok(permits) => permits,
-        Err(over) => {
-            tracing::debug!(%over, "stream refused");
-            egress.status().count(Outcome::OverLimit);
-            return stream.reject(EndReason::RESOURCELIMIT).await;
-        }
-    };
-    let tcp = match egress.connect(&target, families(begin.flags())).await {
-        Ok(tcp) => tcp,
-        Err(error) => {
-            tracing::debug!(%error, "stream refused");
-            if error.is_failed_connect() {
-                circuit.note_failed_connect();
-            }
-            egress.status().count(error.outcome());
-            return stream.reject(end_of_egress_error(&error)).await;
+async fn connect(stream: Incoming, begin: &Begin, circuit: &Circuit, egress: &Egress) -> Option<Open> {
+    let (room, tcp) = match admit_and_connect(begin, circuit, egress).await {
+        Ok(connected) => connected,
+        Err(reason) => {
+            stream.reject(reason).await;
+            return None;
         }
     };
     let peer = tcp.peer_addr().map(|a| a.ip());
     let connected = peer.map_or_else(|_| Connected::new_empty(), |ip| Connected::new_with_addr(ip, TTL));
     match stream.accept(connected).await {
-        Ok(data) => {
+        Ok(tor) => {
             egress.status().count(Outcome::Served);
-            egress.copy(data, tcp, &circuit.bytes).await;
+            Some(Open { tor, tcp, _room: room })
         }
-        Err(CircuitGone) => tracing::debug!("the circuit went away"),
+        Err(CircuitGone) => {
+            tracing::debug!("the circuit went away");
+            None
+        }
     }
+}
+
+/// Opens the connection that a client wants, or says what to tell it.
+async fn admit_and_connect(
+    begin: &Begin,
+    circuit: &Circuit,
+    egress: &Egress,
+) -> Result<([OwnedSemaphorePermit; 2], TcpStream), EndReason> {
+    if egress.is_draining() {
+        return Err(EndReason::HIBERNATING);
+    }
+    let target = target(begin.addr(), begin.port()).map_err(|error| {
+        egress.status().count(Outcome::Refused);
+        end_of_target_error(error)
+    })?;
+    let room = circuit.admit(egress, &target).map_err(|over| {
+        tracing::debug!(%over, "stream refused");
+        egress.status().count(Outcome::OverLimit);
+        EndReason::RESOURCELIMIT
+    })?;
+    let tcp = egress.connect(&target, families(begin.flags())).await.map_err(|error| {
+        tracing::debug!(%error, "stream refused");
+        if error.is_failed_connect() {
+            circuit.note_failed_connect();
+        }
+        egress.status().count(error.outcome());
+        end_of_egress_error(&error)
+    })?;
+    Ok((room, tcp))
 }
 
 /// The answer to a RESOLVE. A name that only has addresses that are closed to streams does not resolve.

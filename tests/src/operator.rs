@@ -1,0 +1,63 @@
+//! `eebt` with a ledger of its own.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use eebt_proto::BridgeLine;
+use tokio::process::Command;
+
+use crate::{Lab, binary};
+
+/// Runs `eebt` on a network, with a ledger that nobody else has.
+pub struct Operator<'a> {
+    lab: &'a Lab,
+    /// Where the ledger is.
+    pub state: PathBuf,
+}
+
+impl Lab {
+    /// An operator who has no exit bridges yet.
+    pub fn operator(&self) -> Operator<'_> {
+        Operator { lab: self, state: self.folder("eebt") }
+    }
+}
+
+impl Operator<'_> {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary("eebt"));
+        command.arg("--state-dir").arg(&self.state).args(args).kill_on_drop(true);
+        command
+    }
+
+    /// Runs `eebt` with these arguments. Returns what it printed.
+    pub async fn run(&self, args: &[&str]) -> anyhow::Result<String> {
+        output(self.command(args)).await
+    }
+
+    /// `eebt up` with exit bridges on this machine, which may fetch the pages that turn Tor away.
+    pub fn up(&self, count: &str, lifetime: &str) -> Command {
+        let net = self.lab.net.network_file().display().to_string();
+        let origin = format!("{}/32", self.lab.origins.blocking_tor_exits().addr().ip());
+        // A /24 of this network's own slice of loopback.
+        let IpAddr::V4(spare) = self.lab.net.spare_ip() else { unreachable!("loopback is IPv4") };
+        let [a, b, ..] = spare.octets();
+        let range = format!("{a}.{b}.200.0/24");
+        let policy = self.lab.ports();
+        let mut command = self.command(&["up", "--provider", "local", "--allow-ingress", "127.0.0.1/32"]);
+        command.args(["--count", count, "--lifetime", lifetime, "--network", &net, "--address", &range]);
+        command.args(["--allow-egress", &origin, "--policy", &policy]);
+        command
+    }
+
+    /// The same, waited for: the bridge lines that it printed.
+    pub async fn lines(&self, count: &str, lifetime: &str) -> anyhow::Result<Vec<BridgeLine>> {
+        output(self.up(count, lifetime)).await?.lines().map(|line| Ok(line.parse()?)).collect()
+    }
+}
+
+async fn output(mut command: Command) -> anyhow::Result<String> {
+    let out = command.output().await?;
+    ensure!(out.status.success(), "eebt: {}", String::from_utf8_lossy(&out.stderr));
+    Ok(String::from_utf8(out.stdout)?)
+}
