@@ -1,5 +1,6 @@
 //! What encryption alone costs, as no client and no exit bridge can be cheaper: AES-128 in counter mode for each
-//! hop and a running SHA-1 (tor-spec, "Relay cells"), and TLS 1.3 on one link.
+//! hop and a running SHA-1 (tor-spec, "Relay cells"), and TLS 1.3 on one link. Where both ends have Counter Galois Onion
+//! (proposal 359), as all of ours do, they use that, which costs more.
 
 use std::time::Duration;
 

@@ -7,18 +7,15 @@ use std::time::Duration;
 use arti_client::{TorClient, TorClientConfig};
 use eebt_proto::{CircuitReach, Reach};
 use serde::Deserialize;
-use tor_circmgr::CircMgrConfig as _;
 use tor_circmgr::build::exit_circparams_from_netparams;
-use tor_circmgr::isolation::StreamIsolation;
-use tor_circmgr::path::TorPath;
-use tor_circmgr::{ClientDataTunnel, ClientOnionServiceDataTunnel, TargetPort};
+use tor_circmgr::{ClientDataTunnel, ClientOnionServiceDataTunnel};
 use tor_error::ErrorReport as _;
 use tor_linkspec::OwnedCircTarget;
-use tor_netdir::{NetDir, Relay, SubnetConfig};
+use tor_netdir::{NetDir, Relay};
 use tor_proto::client::stream::{DataStream, StreamParameters};
-use tor_relay_selection::{RelayExclusion, RelaySelectionConfig, RelaySelector, RelayUsage};
+use tor_relay_selection::{RelayExclusion, RelaySelectionConfig, RelayUsage};
 
-use crate::{OnionConnector, OnionError, TorRuntime};
+use crate::{OnionConnector, OnionError, TorRuntime, hops};
 
 /// How long extending to the exit bridge may take; Arti has no limit of its own there.
 const EXTEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,10 +24,10 @@ const EXTEND_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum PathKind {
-    /// Guard and middle: for exit bridges whose line came from someone trusted.
+    /// Guard and middle, or rendezvous point: for exit bridges whose line came from someone trusted.
     #[default]
     Standard,
-    /// Guard, layer-two vanguard and middle: whoever chooses the exit bridge can make us build many
+    /// Guard, layer-two vanguard and middle, or rendezvous point: whoever chooses the exit bridge can make us build many
     /// circuits to it, and must not find the guard by that (vanguards-spec).
     Vanguards,
 }
@@ -89,8 +86,7 @@ pub(crate) fn tor_error(error: impl std::error::Error + 'static) -> CircuitError
 pub struct Paths {
     tor: Arc<TorClient<TorRuntime>>,
     onions: OnionConnector,
-    /// Which addresses are too near each other for one circuit.
-    subnets: SubnetConfig,
+    rules: RelaySelectionConfig<'static>,
 }
 
 impl Paths {
@@ -100,7 +96,7 @@ impl Paths {
     /// [`CircuitError::Tor`].
     pub fn new(tor: Arc<TorClient<TorRuntime>>, config: &TorClientConfig) -> Result<Self, CircuitError> {
         let onions = OnionConnector::new(Arc::clone(&tor), config)?;
-        Ok(Self { tor, onions, subnets: config.path_rules().subnet_config() })
+        Ok(Self { tor, onions, rules: hops::rules(config) })
     }
 
     /// Builds one, shared with nobody. One try, by one path.
@@ -110,7 +106,7 @@ impl Paths {
     pub async fn build(&self, reach: &Reach, path: PathKind) -> Result<Circuit, CircuitError> {
         let tunnel = match reach {
             Reach::Circuit(reach) => self.extended(&circ_target(reach)?, path).await?,
-            Reach::Onion(reach) => Tunnel::Onion(self.onions.circuit(reach.service).await?),
+            Reach::Onion(reach) => Tunnel::Onion(self.onions.circuit(reach.service, path).await?),
         };
         Ok(Circuit { tunnel: Arc::new(tunnel) })
     }
@@ -121,12 +117,7 @@ impl Paths {
         let params = exit_circparams_from_netparams(netdir.params()).map_err(tor_error)?;
         let tunnel = match path {
             PathKind::Standard => match self.two_hops(&netdir, target).await? {
-                Some(path) => {
-                    let circmgr = self.tor.circmgr().map_err(tor_error)?;
-                    let usage = tor_chanmgr::ChannelUsage::UserTraffic;
-                    let tunnel = circmgr.builder().build(&path, &params, usage).await.map_err(tor_error)?;
-                    Tunnel::Standard(ClientDataTunnel::from(tunnel))
-                }
+                Some(relays) => Tunnel::Standard(hops::build(&self.tor, relays, &params).await?.into()),
                 // Let Arti choose a path, though it is one relay longer.
                 None => self.stem(&netdir).await?,
             },
@@ -152,58 +143,20 @@ impl Paths {
         Ok(Tunnel::Vanguards(tunnel))
     }
 
-    /// Guard and middle. The middle is chosen as for any circuit, away from the guard and from the exit
-    /// bridge.
+    /// Guard and middle. The middle is chosen away from the exit bridge, too.
     async fn two_hops<'a>(
         &self,
         netdir: &'a NetDir,
         target: &OwnedCircTarget,
-    ) -> Result<Option<TorPath<'a>>, CircuitError> {
-        let Some(guard) = guard(&self.tor, netdir).await? else { return Ok(None) };
-        let middle = self.middle(netdir, &guard, target)?;
-        Ok(Some(TorPath::new_multihop([guard, middle])))
-    }
-
-    fn middle<'a>(
-        &self,
-        netdir: &'a NetDir,
-        guard: &Relay<'a>,
-        target: &OwnedCircTarget,
-    ) -> Result<Relay<'a>, CircuitError> {
-        let no_ports = std::collections::HashSet::new();
-        let config = RelaySelectionConfig { long_lived_ports: &no_ports, subnet_config: self.subnets };
-        let mut not = RelayExclusion::exclude_relays_in_same_family(
-            &config,
-            vec![guard.clone()],
-            netdir.params().into(),
-        );
-        not.extend(&RelayExclusion::exclude_channel_target_family(&config, target, netdir));
+    ) -> Result<Option<Vec<Relay<'a>>>, CircuitError> {
+        let Some(guard) = hops::guard(&self.tor, netdir).await? else { return Ok(None) };
+        let mut not = RelayExclusion::exclude_channel_target_family(&self.rules, target, netdir);
         // No exit: anybody can come from an exit's address, so exit bridges do not listen to them.
-        let exits = netdir
-            .relays()
-            .filter(|r| r.low_level_details().policies_allow_some_port())
-            .map(|r| (*r.rsa_id()).into());
+        let exits = netdir.relays().filter(|r| r.low_level_details().policies_allow_some_port());
+        let exits = exits.map(|r| (*r.rsa_id()).into());
         not.extend(&RelayExclusion::exclude_identities(exits.collect()));
-        let selector = RelaySelector::new(RelayUsage::middle_relay(None), not);
-        let (middle, _info) = selector.select_relay(&mut rand::rng(), netdir);
-        middle.ok_or_else(|| CircuitError::Tor("no relay can be the middle".to_owned()))
-    }
-}
-
-/// The guard that Arti's own circuits use. `None` when it is a Tor bridge, which no public path names, or there are
-/// no Tor exits to learn it from.
-pub(crate) async fn guard<'a>(
-    tor: &TorClient<TorRuntime>,
-    netdir: &'a NetDir,
-) -> Result<Option<Relay<'a>>, CircuitError> {
-    let circmgr = tor.circmgr().map_err(tor_error)?;
-    let (ports, isolation) = ([TargetPort::ipv4(443)], StreamIsolation::no_isolation());
-    match circmgr.get_or_launch_exit(netdir.into(), &ports, isolation).await {
-        Ok(tunnel) => Ok(netdir.by_ids(&tunnel.as_ref().first_hop().map_err(tor_error)?)),
-        Err(error) => {
-            tracing::debug!(error = %error.report(), "no plain circuit to learn the guard from");
-            Ok(None)
-        }
+        let middle = hops::beside(&guard, netdir, &self.rules, RelayUsage::middle_relay(None), not)?;
+        Ok(Some(vec![guard, middle]))
     }
 }
 

@@ -16,7 +16,7 @@ use tor_circmgr::ClientOnionServiceDataTunnel;
 use tor_error::ErrorReport as _;
 use tor_proto::client::stream::StreamParameters;
 
-use crate::{OnionConnector, OnionError};
+use crate::{OnionConnector, OnionError, PathKind};
 
 /// Longest answer that is read, in bytes.
 const MAX_REPLY: usize = 256 * 1024;
@@ -123,7 +123,8 @@ impl OnionHttp {
         {
             return Ok(Arc::clone(circuit));
         }
-        let built = timeout(CIRCUIT_TIMEOUT, self.connector.circuit(self.service.service)).await;
+        let built =
+            timeout(CIRCUIT_TIMEOUT, self.connector.circuit(self.service.service, PathKind::Vanguards)).await;
         let circuit = built.map_err(|_| HttpError::Timeout)??;
         *kept = Some((Arc::clone(&circuit), Instant::now()));
         Ok(circuit)

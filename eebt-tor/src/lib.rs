@@ -6,6 +6,7 @@
 
 mod circuit;
 mod config;
+mod hops;
 mod http;
 mod keys;
 mod log;

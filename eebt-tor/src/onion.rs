@@ -4,15 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arti_client::{TorClient, TorClientConfig};
+use async_trait::async_trait;
 use eebt_proto::OnionReach;
 use tokio::time::timeout;
 use tor_circmgr::ClientOnionServiceDataTunnel;
+use tor_circmgr::build::onion_circparams_from_netparams;
+use tor_circmgr::hspool::HsCircPool;
 use tor_circmgr::isolation::{IsolationToken, StreamIsolationBuilder};
 use tor_error::ErrorReport as _;
-use tor_hsclient::{HsClientConnector, HsClientSecretKeysBuilder};
-use tor_netdir::{NetDir, Timeliness};
+use tor_hsclient::{HsClientConnector, HsClientSecretKeysBuilder, RendCircConnector};
+use tor_netdir::{NetDir, Relay, Timeliness};
+use tor_relay_selection::{RelayExclusion, RelaySelectionConfig, RelayUsage};
 
-use crate::TorRuntime;
+use crate::circuit::{self, CircuitError};
+use crate::{PathKind, TorRuntime, hops};
 
 /// How long one try to reach a service of our own may take, and the pause after one that failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,7 +27,10 @@ const PROBE_PAUSE: Duration = Duration::from_millis(250);
 /// so the circuits are needed themselves.
 pub struct OnionConnector {
     tor: Arc<TorClient<TorRuntime>>,
-    connector: HsClientConnector<TorRuntime>,
+    /// Goes to rendezvous points as [`PathKind::Standard`] says.
+    standard: HsClientConnector<TorRuntime>,
+    /// Goes there as [`PathKind::Vanguards`] says, which is Arti's own way.
+    vanguards: HsClientConnector<TorRuntime>,
 }
 
 /// Why there is no circuit. Carries no onion address.
@@ -47,24 +55,36 @@ impl OnionConnector {
     /// [`OnionError::Tor`].
     pub fn new(tor: Arc<TorClient<TorRuntime>>, config: &TorClientConfig) -> Result<Self, OnionError> {
         let pool = tor.hs_circ_pool().map_err(tor_error)?;
-        let never = Box::pin(futures::stream::pending());
-        let connector =
-            HsClientConnector::new(tor.runtime().clone(), pool, config, never).map_err(tor_error)?;
-        Ok(Self { tor, connector })
+        let connector = || {
+            let (pool, never) = (Arc::clone(&pool), Box::pin(futures::stream::pending()));
+            HsClientConnector::new(tor.runtime().clone(), pool, config, never).map_err(tor_error)
+        };
+        let meeting = Meeting { tor: Arc::clone(&tor), pool: Arc::clone(&pool), rules: hops::rules(config) };
+        let (standard, vanguards) = (connector()?.with_rend_circs(Arc::new(meeting)), connector()?);
+        Ok(Self { tor, standard, vanguards })
     }
 
-    /// A new circuit to the service with the identity `service`, shared with nobody.
+    /// A new circuit to the service with the identity `service`, shared with nobody. `path` is the way to the
+    /// rendezvous point; the service's introduction points and its descriptor are reached with vanguards in each case.
     ///
     /// # Errors
     /// See [`OnionError`].
-    pub async fn circuit(&self, service: [u8; 32]) -> Result<Arc<ClientOnionServiceDataTunnel>, OnionError> {
+    pub async fn circuit(
+        &self,
+        service: [u8; 32],
+        path: PathKind,
+    ) -> Result<Arc<ClientOnionServiceDataTunnel>, OnionError> {
         let dirmgr = self.tor.dirmgr().map_err(tor_error)?;
         let netdir: Arc<NetDir> = dirmgr.netdir(Timeliness::Timely).map_err(tor_error)?;
         let mut isolation = StreamIsolationBuilder::new();
         isolation.owner_token(IsolationToken::new());
         let isolation = isolation.build().map_err(tor_error)?;
         let keys = HsClientSecretKeysBuilder::default().build().map_err(tor_error)?;
-        let tunnel = self.connector.get_or_launch_tunnel(&netdir, service.into(), keys, isolation);
+        let connector = match path {
+            PathKind::Standard => &self.standard,
+            PathKind::Vanguards => &self.vanguards,
+        };
+        let tunnel = connector.get_or_launch_tunnel(&netdir, service.into(), keys, isolation);
         tunnel.await.map_err(|e| OnionError::Service(e.report().to_string()))
     }
 
@@ -72,12 +92,51 @@ impl OnionConnector {
     /// own status does not say for sure that the descriptor can be fetched.
     pub async fn until_reachable(&self, service: &OnionReach) {
         loop {
-            match timeout(PROBE_TIMEOUT, self.circuit(service.service)).await {
+            match timeout(PROBE_TIMEOUT, self.circuit(service.service, PathKind::Vanguards)).await {
                 Ok(Ok(_circuit)) => return,
                 Ok(Err(error)) => tracing::debug!(%error, "not reachable yet"),
                 Err(_) => tracing::debug!("not reachable yet: no answer in time"),
             }
             tokio::time::sleep(PROBE_PAUSE).await;
         }
+    }
+}
+
+/// Ways to rendezvous points of our choice that are as long as those to circuit exit bridges: guard and rendezvous
+/// point, which is for the service what the middle is for the exit bridge.
+struct Meeting {
+    tor: Arc<TorClient<TorRuntime>>,
+    pool: Arc<HsCircPool<TorRuntime>>,
+    rules: RelaySelectionConfig<'static>,
+}
+
+impl Meeting {
+    /// `None` when the guard is a Tor bridge, or not to be known.
+    async fn two_hops<'a>(
+        &self,
+        netdir: &'a NetDir,
+    ) -> Result<Option<(ClientOnionServiceDataTunnel, Relay<'a>)>, CircuitError> {
+        let Some(guard) = hops::guard(&self.tor, netdir).await? else { return Ok(None) };
+        let not = RelayExclusion::no_relays_excluded();
+        let point = hops::beside(&guard, netdir, &self.rules, RelayUsage::new_rend_point(), not)?;
+        let params = onion_circparams_from_netparams(netdir.params()).map_err(circuit::tor_error)?;
+        let tunnel = hops::build(&self.tor, vec![guard, point.clone()], &params).await?;
+        Ok(Some((tunnel.into(), point)))
+    }
+}
+
+#[async_trait]
+impl RendCircConnector for Meeting {
+    async fn get_or_launch_rend<'a>(
+        &self,
+        netdir: &'a NetDir,
+    ) -> tor_circmgr::Result<(ClientOnionServiceDataTunnel, Relay<'a>)> {
+        match self.two_hops(netdir).await {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "no short way to a rendezvous point"),
+        }
+        // Let Arti choose a path, though it is longer.
+        self.pool.get_or_launch_client_rend(netdir).await
     }
 }

@@ -6,18 +6,16 @@ use std::time::{Duration, Instant, SystemTime};
 use arti_client::TorClient;
 use async_trait::async_trait;
 use serde::Deserialize;
-use tor_chanmgr::ChannelUsage;
 use tor_circmgr::ServiceOnionServiceDataTunnel;
 use tor_circmgr::build::onion_circparams_from_netparams;
 use tor_circmgr::hspool::HsCircPool;
-use tor_circmgr::path::TorPath;
 use tor_hsservice::RendCircConnector;
 use tor_linkspec::verbatim::VerbatimLinkSpecCircTarget;
 use tor_linkspec::{HasRelayIds as _, OwnedCircTarget};
 use tor_netdir::{NetDir, Relay};
 
-use crate::TorRuntime;
-use crate::circuit::{CircuitError, guard, tor_error};
+use crate::circuit::{CircuitError, tor_error};
+use crate::{TorRuntime, hops};
 
 /// How long extending to the rendezvous point may take; Arti has no limit of its own there.
 const EXTEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,7 +62,7 @@ impl Rendezvous {
         let first = match self.path {
             RendezvousPath::Anonymous => return None,
             RendezvousPath::Direct => listed.clone(),
-            RendezvousPath::Guard => guard(&self.tor, netdir)
+            RendezvousPath::Guard => hops::guard(&self.tor, netdir)
                 .await
                 .ok()
                 .flatten()
@@ -82,11 +80,8 @@ impl Rendezvous {
         target: &VerbatimLinkSpecCircTarget<OwnedCircTarget>,
     ) -> Result<ServiceOnionServiceDataTunnel, CircuitError> {
         let params = onion_circparams_from_netparams(netdir.params()).map_err(tor_error)?;
-        let circmgr = self.tor.circmgr().map_err(tor_error)?;
         let is_target = first.has_all_relay_ids_from(target);
-        let path = TorPath::new_multihop([first]);
-        let built = circmgr.builder().build(&path, &params, ChannelUsage::UserTraffic).await;
-        let tunnel = ServiceOnionServiceDataTunnel::from(built.map_err(tor_error)?);
+        let tunnel = ServiceOnionServiceDataTunnel::from(hops::build(&self.tor, vec![first], &params).await?);
         if !is_target {
             let extended = tokio::time::timeout(EXTEND_TIMEOUT, tunnel.extend(target, params)).await;
             extended.map_err(|_| CircuitError::Tor("no answer in time".to_owned()))?.map_err(tor_error)?;

@@ -10,21 +10,34 @@ use tokio::process::Command;
 
 use crate::Suite;
 
+/// What this machine's connections to and from relays are: the relay, whose end it is, and the bytes sent.
+async fn connections(lab: &Lab) -> anyhow::Result<Vec<(SocketAddr, String, u64)>> {
+    let relays = lab.net.relays().iter().map(|relay| SocketAddr::new(relay.address.into(), relay.orport));
+    let relays: Vec<_> = relays.collect();
+    let out = Command::new("ss").args(["-HtnpiO", "state", "established"]).output().await?;
+    let mut found = Vec::new();
+    for line in String::from_utf8(out.stdout)?.lines() {
+        // Queues, our end, the other end, the process, and much else.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ends = words.get(2..4).context("a line without ends")?.iter().filter_map(|end| end.parse().ok());
+        let Some(relay) = ends.into_iter().find(|end| relays.contains(end)) else { continue };
+        let process = words.get(4).copied().unwrap_or_default().to_owned();
+        let bytes = words.iter().find_map(|word| word.strip_prefix("bytes_sent:"));
+        found.push((relay, process, bytes.map_or(Ok(0), str::parse)?));
+    }
+    Ok(found)
+}
+
 /// The relays that this exit bridge has connections to, and the bytes that it sent there.
 async fn relays_of(lab: &Lab, bridge: &Bridge) -> anyhow::Result<BTreeMap<SocketAddr, u64>> {
-    let out = Command::new("ss").args(["-HtnpiO", "state", "established"]).output().await?;
     let pid = format!("pid={},", bridge.process.pid().context("it has ended")?);
     let mut sent = BTreeMap::new();
-    for line in String::from_utf8(out.stdout)?.lines().filter(|line| line.contains(&pid)) {
-        // Queues, our end, the other end, the process, and much else.
-        let peer: Option<SocketAddr> = line.split_whitespace().nth(3).and_then(|peer| peer.parse().ok());
-        let bytes = line.split_whitespace().find_map(|word| word.strip_prefix("bytes_sent:"));
-        if let Some(peer) = peer {
-            *sent.entry(peer).or_default() += bytes.map_or(Ok(0), str::parse)?;
+    for (relay, process, bytes) in connections(lab).await? {
+        if process.contains(&pid) {
+            *sent.entry(relay).or_default() += bytes;
         }
     }
-    let relays = lab.net.relays().iter().map(|relay| SocketAddr::new(relay.address.into(), relay.orport));
-    Ok(relays.filter_map(|relay| Some((relay, *sent.get(&relay)?))).collect())
+    Ok(sent)
 }
 
 pub fn cases(suite: &mut Suite) {
@@ -111,6 +124,25 @@ pub fn cases(suite: &mut Suite) {
                 let is_known = after.keys().all(|relay| before.contains_key(relay));
                 ensure!(is_known, "before: {before:?}, after: {after:?}");
             }
+            Ok(())
+        });
+    }
+    for (path, links) in [("standard", 4), ("vanguards", 5)] {
+        suite.case(&format!("links to an onion exit bridge: path {path}"), async move |lab| {
+            let bridge = lab.bridge().onion().run().await?;
+            let client = lab.client().via(&bridge).set("path", path).run().await?;
+            let (size, url) = (4_000_000, lab.origins.open().url("/bulk/4000000"));
+            let mut carried = Vec::new();
+            for n in 0..5 {
+                let sent = async || connections(lab).await.map(|all| all.iter().map(|c| c.2).sum::<u64>());
+                let before = sent().await?;
+                client.get_as(&format!("person{n}"), &url).await?.is_bulk(size)?;
+                carried.push(sent().await?.saturating_sub(before) / (size / 100));
+            }
+            // A circuit is longer where they meet at the guard of the exit bridge; not all of them do. Cells and
+            // TLS add some percent to each byte.
+            let least = *carried.iter().min().context("no visits")?;
+            ensure!((links * 100..links * 100 + 60).contains(&least), "percent of a body: {carried:?}");
             Ok(())
         });
     }
