@@ -43,7 +43,7 @@ async fn two_networks_side_by_side_and_nothing_left_behind() {
         TestNet::builder().name("far").latency(ONE_WAY).middles(3).exits(1).start(),
     );
     let (near, far) = (near.unwrap(), far.unwrap());
-    assert_eq!(near.relays().len(), 10);
+    assert_eq!(near.relays().len(), 11);
     assert_eq!(far.relays().iter().filter(|r| r.role == Role::Exit).count(), 1);
     for relay in near.relays() {
         assert_eq!((relay.rsa_identity.len(), relay.ed_identity.len()), (40, 43), "{relay:?}");
