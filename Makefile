@@ -2,15 +2,16 @@
 # make test   all tests, with the real parts they need
 # make demo   see a page that refuses Tor open through an exit bridge
 # make demo-onion   the same for a client that knows only an exit-bridge directory
+# make demo-cloud   the same with exit bridges in an emulated cloud, booted as guests
 # make deb    the client's Debian package, in target/debian
 # make demo-auto    a browser loads a page of which one part is refused to Tor, with nothing chosen
 
 CARGO ?= cargo
 PROFILE := --release
 # Programs that only tests need.
-TEST_NEEDS := firefox-esr chromium certutil torsocks wget sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze nft ip
+TEST_NEEDS := firefox-esr chromium certutil torsocks wget sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze nft ip moto
 
-.PHONY: build setup demo demo-onion demo-auto deb test e2e bench lint fmt clean
+.PHONY: build setup demo demo-onion demo-auto demo-cloud deb test e2e bench lint fmt clean
 
 build: setup
 	$(CARGO) build $(PROFILE) --workspace --bins
@@ -29,6 +30,10 @@ demo-onion: build
 demo-auto: build
 	@./deploy/setup firefox-esr
 	@./deploy/demo-auto
+
+demo-cloud: build
+	@./deploy/setup moto ip systemd-nspawn mmdebstrap nft
+	@./deploy/demo-cloud
 
 deb: build
 	@./deploy/setup dpkg-shlibdeps

@@ -14,8 +14,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 /// A stream to a target.
 pub type Stream = Box<dyn Duplex>;
 
-/// Longest wait for anything to move.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for anything to move. C tor's client takes an upload long before it has got through, so the answer
+/// comes late where links are slow.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The head of an answer and how much of the body came with it.
 struct Head {

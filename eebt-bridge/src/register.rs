@@ -146,12 +146,16 @@ async fn register(card: &Card, http: &OnionHttp) -> Result<Registered, RegisterE
     Ok(accepted(&reply)?.json()?)
 }
 
-/// Says good-bye; once more by another circuit, where the one of the last renewal is broken.
+/// Says good-bye; once more by another circuit, where the one of the last renewal is broken. Signed anew, for the
+/// directory takes each document once, and the first may have arrived.
 async fn withdraw(card: &Card, http: &OnionHttp) -> Result<(), RegisterError> {
-    let withdrawal = card.withdrawal(SystemTime::now());
-    let reply = match http.post(WITHDRAWALS, &withdrawal).await {
+    let send = async || {
+        let withdrawal = card.withdrawal(SystemTime::now());
+        http.post_within(WITHDRAW_TIMEOUT / 3, WITHDRAWALS, &withdrawal).await
+    };
+    let reply = match send().await {
         Ok(reply) => reply,
-        Err(_) => http.post(WITHDRAWALS, &withdrawal).await?,
+        Err(_) => send().await?,
     };
     accepted(&reply).map(drop)
 }

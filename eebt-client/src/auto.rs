@@ -54,9 +54,9 @@ impl<W: Way, X> Settled<W, X> {
         Self { way, exit_bridge: None, got, broke, blocked: None, failed: None, overtaken: None }
     }
 
-    /// An exit bridge's, because of what Tor met; nothing was learned if the exit bridge met the same.
+    /// An exit bridge's, because of what Tor met; nothing was learned if the exit bridge met the same, or nothing.
     fn because(self, reason: Option<Reason>) -> Self {
-        Self { blocked: reason.filter(|_| self.blocked.is_none()), ..self }
+        Self { blocked: reason.filter(|_| self.blocked.is_none() && !self.got.is_empty()), ..self }
     }
 
     /// Tor's after all, behind an exit bridge that did no better. What the program said meanwhile is said
@@ -185,6 +185,8 @@ async fn either<W: Way, X>(
         },
         settled = &mut by_exit_bridge => match settled? {
             Ok(settled) if settled.blocked.is_some() => return Ok(settled.because(None)),
+            // The program has gone, or said too much to be said again: nobody overtook anybody.
+            Ok(settled) if settled.got.is_empty() => return Ok(settled),
             Ok(settled) => return Ok(Settled { overtaken: Some(tor), ..settled }),
             Err(failed) => (None, failed),
         },
@@ -474,6 +476,29 @@ mod tests {
         // Nor an exit bridge.
         let out = run(GET, true, (40, Some(OK)), Some((1, None))).await;
         assert!(!out.by_exit_bridge && out.blocked.is_none());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_learned_of_an_origin_when_the_program_goes_first() {
+        // Tor refuses or says nothing; through the exit bridge nothing comes either.
+        for refuses in [true, false] {
+            let (mut program, mut ours) = duplex(1000);
+            let ((near, mut tor), (way, _far)) = (duplex(1000), duplex(1000));
+            program.write_all(GET).await.unwrap();
+            let open = async { Some((Pipe(way, true), ())) };
+            let mut sent = Vec::new();
+            let settling = settle(&mut ours, Pipe(near, true), &mut sent, PATIENCE, open);
+            let going = async {
+                tor.read_exact(&mut [0; GET.len()]).await.unwrap();
+                let _open = (!refuses).then_some(tor);
+                tokio::time::sleep(PATIENCE + TICK * 5).await;
+                drop(program);
+                tokio::time::sleep(TICK).await;
+            };
+            let (settled, ()) = tokio::join!(settling, going);
+            let settled = settled.unwrap();
+            assert!(settled.overtaken.is_none() && settled.blocked.is_none() && settled.got.is_empty());
+        }
     }
 
     #[tokio::test]

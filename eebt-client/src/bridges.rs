@@ -17,6 +17,10 @@ const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
+/// How many circuits in a row may end without one answer before that counts as a failure, and as a reason to show
+/// the exit bridge no more relays that know our guard.
+const MAX_UNANSWERED: u32 = 2;
+
 /// Most groups that are remembered.
 const MAX_GROUPS: usize = 10_000;
 
@@ -57,6 +61,8 @@ struct Known {
     country: Option<Country>,
     works_since: Option<Instant>,
     failures: u32,
+    /// Circuits in a row that ended before a stream on them had an answer.
+    unanswered: u32,
     paused_until: Option<Instant>,
 }
 
@@ -64,6 +70,11 @@ impl Known {
     /// Is it alive, and not left alone?
     fn works(&self, now: Now) -> bool {
         !self.line.is_expired(now.wall) && self.is_rested(now)
+    }
+
+    /// Does it take circuits only to end them?
+    fn is_suspect(&self) -> bool {
+        self.unanswered >= MAX_UNANSWERED
     }
 
     fn is_rested(&self, now: Now) -> bool {
@@ -173,8 +184,17 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
                 before => {
                     let number = before.map_or(self.numbered + 1, |known| known.number);
                     self.numbered = self.numbered.max(number);
-                    let (country, works_since) = (None, None);
-                    Known { id, number, line, source, country, works_since, failures: 0, paused_until: None }
+                    Known {
+                        id,
+                        number,
+                        line,
+                        source,
+                        country: None,
+                        works_since: None,
+                        failures: 0,
+                        unanswered: 0,
+                        paused_until: None,
+                    }
                 }
             };
             self.known.push(known);
@@ -184,6 +204,11 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
     /// The line of an exit bridge, and where it came from.
     pub fn line(&self, id: BridgeId) -> Option<(&BridgeLine, Source)> {
         self.known.iter().find(|k| k.id == id).map(|k| (&k.line, k.source))
+    }
+
+    /// Whether it takes circuits only to end them, as far as the last ones show.
+    pub fn is_suspect(&self, id: BridgeId) -> bool {
+        self.known.iter().any(|k| k.id == id && k.is_suspect())
     }
 
     /// A number for the log and the page, from 1, that says nothing about the exit bridge. It keeps it while
@@ -304,13 +329,31 @@ impl<G: Clone + Eq + Hash> Bridges<G> {
         }
     }
 
-    /// It works.
-    pub fn note_success(&mut self, id: BridgeId, now: Now) {
-        if let Some(known) = self.known.iter_mut().find(|k| k.id == id) {
+    /// There is a circuit to it. That is as good as an answer, but for one that ends its circuits.
+    pub fn note_circuit(&mut self, id: BridgeId, now: Now) {
+        if let Some(known) = self.known.iter_mut().find(|k| k.id == id && !k.is_suspect()) {
             known.failures = 0;
             known.paused_until = None;
             known.works_since.get_or_insert(now.instant);
         }
+    }
+
+    /// A stream had an answer by it.
+    pub fn note_answer(&mut self, id: BridgeId, now: Now) {
+        if let Some(known) = self.known.iter_mut().find(|k| k.id == id) {
+            known.unanswered = 0;
+        }
+        self.note_circuit(id, now);
+    }
+
+    /// A circuit to it ended, and no stream on it had an answer. Whether that is a failure: once may be anybody's
+    /// fault.
+    pub fn note_unanswered(&mut self, id: BridgeId) -> bool {
+        let known = self.known.iter_mut().find(|k| k.id == id);
+        known.is_some_and(|known| {
+            known.unanswered = known.unanswered.saturating_add(1);
+            known.is_suspect()
+        })
     }
 
     /// It does not: it is left alone for a while.
@@ -394,8 +437,31 @@ mod tests {
         assert_eq!(bridges.known[0].paused_until, Some(now.instant + Duration::from_secs(10)));
         (0..20).for_each(|_| bridges.note_failure(only, now));
         assert_eq!(bridges.known[0].paused_until, Some(now.instant + LONGEST_PAUSE));
-        bridges.note_success(only, now);
+        bridges.note_answer(only, now);
         assert_eq!(bridges.known[0].paused_until, None);
+    }
+
+    #[test]
+    fn one_that_only_ends_its_circuits_is_paused_until_it_answers() {
+        let (mut bridges, now) = bridges(1);
+        let only = bridges.choose(&"a", 443, &[], now).unwrap();
+        bridges.note_circuit(only, now);
+        assert!(!bridges.note_unanswered(only), "once may be anybody's fault");
+        bridges.note_answer(only, now);
+        assert!(!bridges.note_unanswered(only) && !bridges.is_suspect(only));
+        bridges.note_circuit(only, now);
+        assert!(bridges.note_unanswered(only) && bridges.is_suspect(only));
+        bridges.note_failure(only, now);
+        bridges.note_circuit(only, now);
+        assert!(bridges.note_unanswered(only), "and again");
+        bridges.note_failure(only, now);
+        assert_eq!(
+            bridges.known[0].paused_until,
+            Some(now.instant + FIRST_PAUSE * 2),
+            "circuits are no excuse"
+        );
+        bridges.note_answer(only, now);
+        assert!(!bridges.is_suspect(only) && bridges.known[0].works(now));
     }
 
     #[test]
@@ -447,8 +513,8 @@ mod tests {
         let mut bridges = Bridges::<&str>::default();
         let soon = Some(now.wall + Duration::from_secs(10));
         bridges.replace(Source::Found, [line(1, "web", None), line(2, "web", None), line(3, "web", soon)]);
-        bridges.note_success(BridgeId([1; 32]), now);
-        bridges.note_success(BridgeId([2; 32]), now);
+        bridges.note_answer(BridgeId([1; 32]), now);
+        bridges.note_answer(BridgeId([2; 32]), now);
         bridges.note_failure(BridgeId([2; 32]), now);
         bridges.note_country(&[1; 32], "SE".parse().ok());
         let until = now.instant + FIRST_PAUSE;

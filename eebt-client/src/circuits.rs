@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ const MAX_PATHS: usize = 3;
 pub struct Circuit {
     built: Built,
     since: Instant,
+    /// A stream on it had an answer.
+    answered: Arc<AtomicBool>,
 }
 
 impl std::ops::Deref for Circuit {
@@ -44,6 +47,16 @@ impl Circuit {
     /// Does it take new streams?
     fn is_usable(&self) -> bool {
         !self.is_closed() && self.since.elapsed() < MAX_DIRTINESS
+    }
+
+    /// A stream on it had an answer.
+    pub fn note_answer(&self) {
+        self.answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Had a stream on it an answer?
+    pub fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// May its first stream still come?
@@ -148,16 +161,14 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
         });
     }
 
-    /// No new stream uses this circuit from now on.
-    pub async fn retire(&self, id: BridgeId, group: &G, circuit: &Circuit) {
-        let slot = lock(&self.slots).get(&(id, group.clone())).cloned();
-        if let Some(slot) = slot {
-            let mut slot = slot.lock().await;
-            if slot.as_ref().is_some_and(|c| c.is(circuit)) {
-                *slot = None;
-            }
-        }
+    /// No new stream uses this circuit from now on. Whether one could have until now: of many streams that tell,
+    /// only the first is news.
+    pub async fn retire(&self, id: BridgeId, group: &G, circuit: &Circuit) -> bool {
         self.take_spare(id);
+        let slot = lock(&self.slots).get(&(id, group.clone())).cloned();
+        let Some(slot) = slot else { return false };
+        let taken = slot.lock().await.take_if(|c| c.is(circuit));
+        taken.is_some()
     }
 
     /// New streams of `group` to this exit bridge take a new circuit.
@@ -189,7 +200,7 @@ impl<G: Clone + Eq + Hash + Send + Sync + 'static> Circuits<G> {
 
     async fn try_path(&self, line: &BridgeLine, path: PathKind) -> Result<Circuit, CircuitError> {
         let built = self.paths.build(&line.reach, path).await?;
-        Ok(Circuit { built, since: Instant::now() })
+        Ok(Circuit { built, since: Instant::now(), answered: Arc::default() })
     }
 }
 

@@ -272,12 +272,12 @@ impl Connector {
             bridges.replace(source, lines);
             let now = Now::read();
             let ids = bridges.some(SPARES_AHEAD, now).into_iter();
-            let lines = ids.filter_map(|id| bridges.line(id).map(|(line, from)| (id, line.clone(), from)));
+            let lines = ids.filter_map(|id| self.way_to(&bridges, id));
             (bridges.alive(now), lines.collect::<Vec<_>>())
         };
         if self.mode != Mode::Never {
-            for (id, line, from) in ahead {
-                self.circuits.build_spare(id, line, self.path(from));
+            for (id, line, path) in ahead {
+                self.circuits.build_spare(id, line, path);
             }
         }
         alive
@@ -365,9 +365,12 @@ impl Connector {
             self.note_break(group, *id, circuit, error, false).await;
         }
         if let Some((id, circuit)) = &settled.exit_bridge {
-            self.note_answer(*id);
+            let answered = !settled.got.is_empty();
+            if answered {
+                self.note_answer(*id, circuit);
+            }
             if let Some(error) = &settled.broke {
-                self.note_break(group, *id, circuit, error, true).await;
+                self.note_break(group, *id, circuit, error, answered).await;
             }
         }
         Ok(settled)
@@ -430,8 +433,18 @@ impl Connector {
     }
 
     /// A stream got an answer: its exit bridge works.
-    pub fn note_answer(&self, id: BridgeId) {
-        self.bridges().note_success(id, Now::read());
+    pub fn note_answer(&self, id: BridgeId, circuit: &Circuit) {
+        circuit.note_answer();
+        self.bridges().note_answer(id, Now::read());
+    }
+
+    /// A circuit is gone. An exit bridge that ends each before it gave an answer would have us build one after the
+    /// other, and watch for our guard: it is left alone for a while.
+    async fn note_gone(&self, group: &Group, id: BridgeId, circuit: &Circuit) {
+        let is_news = self.circuits.retire(id, group, circuit).await;
+        if is_news && !circuit.is_answered() && self.bridges().note_unanswered(id) {
+            self.note_failure(id);
+        }
     }
 
     /// A stream got no answer for so long that its circuit must be dead: no other one uses that. The
@@ -461,18 +474,21 @@ impl Connector {
             // The target's end, or the program's.
             Some(EndReceived(_)) | None => false,
             Some(_) => {
-                self.circuits.retire(id, group, circuit).await;
+                self.note_gone(group, id, circuit).await;
                 true
             }
         }
     }
 
-    /// Who picked an exit bridge decides how its circuits are built: a directory may be hostile.
-    fn path(&self, source: Source) -> PathKind {
-        match source {
-            Source::Given => self.path,
-            Source::Found => PathKind::Vanguards,
-        }
+    /// The line of an exit bridge, and how its circuits are built. Who picked it decides that, for a directory may be
+    /// hostile; and what it did to the last ones.
+    fn way_to(&self, bridges: &Bridges<Group>, id: BridgeId) -> Option<(BridgeId, BridgeLine, PathKind)> {
+        let (line, source) = bridges.line(id)?;
+        let path = match source {
+            Source::Given if !bridges.is_suspect(id) => self.path,
+            Source::Given | Source::Found => PathKind::Vanguards,
+        };
+        Some((id, line.clone(), path))
     }
 
     fn prefs(&self, group: &Group) -> StreamPrefs {
@@ -504,6 +520,9 @@ impl Connector {
             match question.ask(&circuit).await {
                 Ok(answer) => {
                     tracing::debug!(circuit = circuit.log_name(), exit_bridge = ordinal, "stream opened");
+                    if question.waits() {
+                        self.note_answer(id, &circuit);
+                    }
                     return Ok((answer, id, circuit));
                 }
                 Err(error) => match judge(&error) {
@@ -519,11 +538,8 @@ impl Connector {
                     Verdict::Circuit => {
                         tracing::debug!(exit_bridge = ordinal, "the circuit is gone");
                         last = Some(ConnectError::ExitBridges("the circuit was closed".to_owned()));
-                        self.circuits.retire(id, group, &circuit).await;
-                        // Once may be anybody's fault. An exit bridge that closes every circuit would
-                        // have us build one after the other, and watch for our guard.
+                        self.note_gone(group, id, &circuit).await;
                         if closed == Some(id) {
-                            self.note_failure(id);
                             not.push(id);
                         }
                         closed = Some(id);
@@ -549,7 +565,7 @@ impl Connector {
             let next = {
                 let mut bridges = self.bridges();
                 let id = bridges.choose(group, port, &started, Now::read());
-                id.and_then(|id| bridges.line(id).map(|(line, from)| (id, line.clone(), self.path(from))))
+                id.and_then(|id| self.way_to(&bridges, id))
             };
             let more = next.is_some();
             if let Some((id, line, path)) = next {
@@ -576,7 +592,7 @@ impl Connector {
             tokio::select! {
                 done = attempts.next() => match done {
                     Some((id, Ok(circuit))) => {
-                        self.bridges().note_success(id, Now::read());
+                        self.bridges().note_circuit(id, Now::read());
                         // Who kept us waiting for longer than the patience is left alone for a while.
                         for slow in started.iter().take_while(|s| **s != id).filter(|s| !not.contains(s)) {
                             self.note_failure(*slow);
@@ -603,6 +619,10 @@ impl Connector {
 trait Question: Sync {
     /// What it answers.
     type Answer: Send;
+    /// Does it wait for the answer?
+    fn waits(&self) -> bool {
+        true
+    }
     /// Asks.
     fn ask(&self, circuit: &Circuit) -> impl Future<Output = tor_circmgr::Result<Self::Answer>> + Send;
 }
@@ -615,6 +635,9 @@ struct Begin {
 
 impl Question for Begin {
     type Answer = DataStream;
+    fn waits(&self) -> bool {
+        !self.optimistic
+    }
     async fn ask(&self, circuit: &Circuit) -> tor_circmgr::Result<DataStream> {
         circuit.begin(&self.host, self.port, self.optimistic).await
     }
@@ -676,7 +699,7 @@ fn worth_an_exit_bridge(error: &ConnectError) -> Option<Option<Reason>> {
     match error {
         ConnectError::Target(TargetFailure::Refused) => Some(Some(Reason::Refused)),
         ConnectError::Target(TargetFailure::TimedOut) => Some(Some(Reason::Silent)),
-        ConnectError::Target(TargetFailure::Other) | ConnectError::Tor(_) => Some(None),
+        ConnectError::Target(TargetFailure::Other) => Some(None),
         _ => None,
     }
 }

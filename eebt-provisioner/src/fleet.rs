@@ -1,10 +1,13 @@
 //! All instances of one operator, and what is made of the remains of an `eebt` that was killed.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 
+use crate::cloud::CloudError;
+use crate::cloud::aws::Aws;
 use crate::folder::{Folder, FolderError, StateDir};
 use crate::instance::{DRAIN, GRACE, Instance, KEPT, Provider, State, Verdict, verdict};
 use crate::ledger::{Ledger, LedgerError, Step};
@@ -20,6 +23,8 @@ pub struct Fleet {
     pub(crate) dir: StateDir,
     pub(crate) ledger: Ledger,
     pub(crate) claim: Claim,
+    /// Connected to at the first use.
+    pub(crate) aws: OnceLock<Result<Aws, CloudError>>,
 }
 
 /// Why the fleet can't be looked at.
@@ -34,6 +39,9 @@ pub enum FleetError {
     /// One of its locks.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// A cloud.
+    #[error(transparent)]
+    Cloud(#[from] CloudError),
 }
 
 impl FleetError {
@@ -44,6 +52,7 @@ impl FleetError {
             Self::Ledger(err) => err.hint(),
             Self::Lock(LockError::Held { .. }) => Some("another eebt hangs; `fuser FILE` shows which".into()),
             Self::Lock(_) => None,
+            Self::Cloud(err) => err.hint.clone(),
         }
     }
 }
@@ -68,12 +77,16 @@ impl Fleet {
     pub fn open(dir: &Path, now: SystemTime) -> Result<(Self, Vec<News>), FleetError> {
         let dir = StateDir::open(dir)?;
         // One at a time through the door: migration, reconciling, and the birth of our claim.
-        let _door = locks::lock(&dir.door(), DOOR_PATIENCE)?;
+        let door = locks::lock(&dir.door(), DOOR_PATIENCE)?;
         let ledger = Ledger::open(&dir.ledger())?;
         let claim = Claim::new(&dir.claims())?;
-        let fleet = Self { dir, ledger, claim };
-        let news = fleet.reconcile(now)?;
+        let fleet = Self { dir, ledger, claim, aws: OnceLock::new() };
+        let mut news = fleet.reconcile(now)?;
         Claim::sweep(&fleet.dir.claims());
+        // Clouds take their time. Claims are enough to keep others off.
+        drop(door);
+        news.extend(fleet.end_lost_orders()?);
+        news.extend(fleet.reconcile_clouds(now, &[])?);
         Ok((fleet, news))
     }
 
@@ -94,7 +107,7 @@ impl Fleet {
 
     fn reconcile(&self, now: SystemTime) -> Result<Vec<News>, FleetError> {
         let mut news = self.tidy_folders(now)?;
-        for row in self.ledger.live()? {
+        for row in self.ledger.live()?.into_iter().filter(|row| row.purchase.is_none()) {
             let process = local::is_alive(&self.folder(&row.id))?;
             let claimed = self.is_claimed(&row)?;
             match self.act(&row, verdict(&row, process, claimed, now), now) {
@@ -184,7 +197,7 @@ impl Fleet {
                 }
                 None if local::is_alive(&folder)? => match adopt(&id, &folder) {
                     Some(row) => {
-                        self.ledger.reserve(|_| Ok::<_, LedgerError>(vec![row]))?;
+                        self.ledger.reserve(None, |_| Ok::<_, LedgerError>(vec![row]))?;
                         let reason = Some("was unknown to the ledger; found by its folder".into());
                         news.push(News { id, state: State::Starting, reason });
                     }
@@ -197,6 +210,8 @@ impl Fleet {
                         state: State::Died,
                     }),
                 },
+                // Something was ordered for it, and the ledger was lost: see `end_lost_orders`.
+                None if folder.read_order().is_some() => {}
                 None if folder.is_instance() => folder.remove()?,
                 None => {}
             }
@@ -225,6 +240,7 @@ fn adopt(id: &str, folder: &Folder) -> Option<Instance> {
         stop_requested: false,
         stop_by: None,
         last_error: None,
+        purchase: None,
     })
 }
 

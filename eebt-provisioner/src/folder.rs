@@ -5,6 +5,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::cloud::Order;
+
 /// Why something in the state folder can't be had.
 #[derive(Debug, thiserror::Error)]
 #[error("can't {what} {}", path.display())]
@@ -21,6 +23,14 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FolderEr
 /// Makes a folder that only its owner may read, unless it is there.
 fn private_dir(path: &Path) -> Result<(), FolderError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create", path))
+}
+
+/// Writes a file that only its owner may read.
+fn write_private(path: &Path, text: &str) -> Result<(), FolderError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(path).map_err(failed("create", path))?;
+    file.write_all(text.as_bytes()).map_err(failed("write", path))
 }
 
 /// Where a fleet is remembered.
@@ -44,6 +54,33 @@ impl StateDir {
     /// The SQLite file.
     pub fn ledger(&self) -> PathBuf {
         self.0.join("ledger.sqlite")
+    }
+
+    /// By which the machines of this fleet are known in a cloud: 16 hexadecimal digits, drawn when they are first asked
+    /// for. In a file of its own, for a ledger may be lost.
+    ///
+    /// # Errors
+    /// It can't be read or written.
+    pub fn fleet(&self) -> Result<String, FolderError> {
+        let path = self.0.join("fleet");
+        let new = path.with_extension(format!("{:016x}", rand::random::<u64>()));
+        loop {
+            match fs::read_to_string(&path) {
+                Ok(id) => return Ok(id.trim().to_owned()),
+                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+                Err(err) => return Err(failed("read", &path)(err)),
+            }
+            write_private(&new, &format!("{:016x}\n", rand::random::<u64>()))?;
+            // Whoever comes second finds the first one's.
+            let linked = fs::hard_link(&new, &path);
+            fs::remove_file(&new).map_err(failed("remove", &new))?;
+            match linked {
+                Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(failed("create", &path)(err));
+                }
+                _ => {}
+            }
+        }
     }
 
     /// The lock that one `eebt` at a time holds while it looks at what others left.
@@ -97,6 +134,10 @@ impl Folder {
     pub fn line(&self) -> PathBuf {
         self.0.join("line")
     }
+    /// What was ordered for it, word by word.
+    pub fn order(&self) -> PathBuf {
+        self.0.join("order.json")
+    }
     /// What it says on standard output and standard error.
     pub fn log(&self) -> PathBuf {
         self.0.join("log")
@@ -124,10 +165,22 @@ impl Folder {
     /// # Errors
     /// It can't be written.
     pub fn write_private(&self, path: &Path, text: &str) -> Result<(), FolderError> {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(path).map_err(failed("create", path))?;
-        file.write_all(text.as_bytes()).map_err(failed("write", path))
+        write_private(path, text)
+    }
+
+    /// Keeps what is going to be ordered.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn write_order(&self, order: &Order) -> Result<(), FolderError> {
+        let path = self.order();
+        let text = serde_json::to_string(order).map_err(|error| failed("write", &path)(error.into()))?;
+        self.write_private(&path, &text)
+    }
+
+    /// What was ordered last, if that is known.
+    pub fn read_order(&self) -> Option<Order> {
+        serde_json::from_str(&fs::read_to_string(self.order()).ok()?).ok()
     }
 
     /// Opens the log to append to it.
@@ -165,7 +218,8 @@ impl Folder {
     /// Does it hold nothing but what an instance's folder holds? Asked before one that the ledger
     /// never heard of is removed, in case that the state folder is also someone else's.
     pub fn is_instance(&self) -> bool {
-        const NAMES: &[&str] = &["keys", "state", "bridge.toml", "line", "log", "bridge.pid", "lock"];
+        const NAMES: &[&str] =
+            &["keys", "state", "bridge.toml", "line", "log", "bridge.pid", "lock", "order.json"];
         let ours = |name: &str| NAMES.contains(&name) || name.starts_with("scratch-");
         fs::read_dir(&self.0)
             .is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name().to_str().is_some_and(ours)))

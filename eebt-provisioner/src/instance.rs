@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::cloud::MicroUsd;
 
 /// How long after its expiry, or after it was told to stop, an instance may still be at work.
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -17,11 +19,13 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 pub const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Who runs the machines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
     /// Processes on this machine. Costs nothing.
     Local,
+    /// EC2 Spot Instances of Amazon Web Services.
+    Aws,
 }
 
 /// How far an instance has come. The first four are steps of `eebt up`, in order.
@@ -30,11 +34,11 @@ pub enum Provider {
 pub enum State {
     /// Intended; nothing exists yet.
     Planned,
-    /// Its keys are on disk.
+    /// Its keys are on disk; nothing is ordered.
     Keys,
-    /// Its configuration is on disk and its bridge line is known.
+    /// Its configuration is on disk and its bridge line is known; its machine, if it has one of its own, is ordered.
     Config,
-    /// Its process runs.
+    /// Its process runs, or its machine is bought.
     Launched,
     /// Left to itself before it was ready (`--no-wait`).
     Starting,
@@ -113,6 +117,7 @@ impl fmt::Display for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local => f.pad("local"),
+            Self::Aws => f.pad("aws"),
         }
     }
 }
@@ -122,6 +127,7 @@ impl FromStr for Provider {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "local" => Ok(Self::Local),
+            "aws" => Ok(Self::Aws),
             other => Err(format!("no provider {other:?}")),
         }
     }
@@ -138,8 +144,8 @@ pub struct Instance {
     pub provider: Provider,
     /// How far it has come.
     pub state: State,
-    /// Where clients reach it, and what origins see (the IP).
-    pub address: SocketAddr,
+    /// Where clients reach it, and what origins see (the IP). Known once there is a machine.
+    pub address: Option<SocketAddr>,
     /// Where it listens: differs from `address` behind a 1:1 NAT.
     pub listen: SocketAddr,
     /// Its status page, on loopback.
@@ -162,6 +168,30 @@ pub struct Instance {
     pub stop_by: Option<SystemTime>,
     /// Why it ended, if not by the operator's wish.
     pub last_error: Option<String>,
+    /// The machine that was bought for it.
+    pub purchase: Option<Purchase>,
+}
+
+impl Instance {
+    /// Where its machine is.
+    pub fn region(&self) -> Option<&str> {
+        self.purchase.as_ref().map(|purchase| purchase.region.as_str())
+    }
+}
+
+/// What is bought for one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Purchase {
+    /// Where.
+    pub region: String,
+    /// What, as the cloud calls it.
+    pub kind: String,
+    /// For an hour, at most.
+    pub price: MicroUsd,
+    /// Under which it was ordered last, if it was.
+    pub token: Option<String>,
+    /// The cloud's name for the machine, once known.
+    pub machine: Option<String>,
 }
 
 /// What to do about an instance that `eebt` finds in the ledger.
@@ -222,7 +252,7 @@ pub(crate) mod tests {
             attempt: "a".into(),
             provider: Provider::Local,
             state,
-            address: "127.45.0.1:20001".parse().unwrap(),
+            address: Some("127.45.0.1:20001".parse().unwrap()),
             listen: "127.45.0.1:20001".parse().unwrap(),
             status: "127.0.0.1:20002".parse().unwrap(),
             created: at(0),
@@ -234,6 +264,7 @@ pub(crate) mod tests {
             stop_requested: false,
             stop_by: (state == State::Stopping).then(|| at(500)),
             last_error: None,
+            purchase: None,
         }
     }
 

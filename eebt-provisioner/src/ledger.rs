@@ -5,6 +5,7 @@
 //! someone else has claimed.
 
 use std::fs::OpenOptions;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,8 @@ use std::time::{Duration, SystemTime};
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
-use crate::instance::{Instance, State};
+use crate::cloud::MicroUsd;
+use crate::instance::{Instance, Purchase, State};
 
 /// One entry for each version of the schema; `user_version` says how many have been applied.
 const MIGRATIONS: &[&str] = &["
@@ -45,7 +47,40 @@ const MIGRATIONS: &[&str] = &["
     CREATE INDEX events_by_instance ON events (instance);
     CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
     CREATE TRIGGER events_remain BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+", "
+    -- Machines in clouds: their addresses are known late.
+    CREATE TABLE new_instances (
+        id TEXT PRIMARY KEY,
+        attempt TEXT NOT NULL,
+        provider TEXT NOT NULL,
+        state TEXT NOT NULL,
+        address TEXT,
+        listen TEXT NOT NULL,
+        status TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        expires INTEGER NOT NULL,
+        ended INTEGER,
+        line TEXT,
+        pid INTEGER,
+        claim TEXT,
+        stop_requested INTEGER NOT NULL DEFAULT 0,
+        stop_by INTEGER,
+        last_error TEXT,
+        region TEXT, -- null for local ones, and so are the next four
+        kind TEXT,
+        price INTEGER, -- millionths of a US dollar for an hour, at most
+        token TEXT,
+        machine TEXT
+    ) STRICT;
+    INSERT INTO new_instances SELECT *, NULL, NULL, NULL, NULL, NULL FROM instances;
+    DROP TABLE instances;
+    ALTER TABLE new_instances RENAME TO instances;
 "];
+
+/// What is not over.
+const LIVE: &str = "ended IS NULL";
+/// What was not over at a time.
+const SINCE: &str = "(ended IS NULL OR ended >= ?1)";
 
 /// Why the ledger can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -111,12 +146,32 @@ pub struct Step<'a> {
     pid: Option<u32>,
     stop_by: Option<SystemTime>,
     error: Option<&'a str>,
+    address: Option<SocketAddr>,
+    order: Option<(&'a str, &'a str, MicroUsd)>,
+    machine: Option<&'a str>,
 }
 
 impl<'a> Step<'a> {
-    /// To this state. Any but a creating or stopping one gives the claim up.
+    /// To this state. Any but a creating or stopping one gives the claim up. In [`State::Keys`] nothing is ordered:
+    /// an earlier order that is known to have come to nothing is forgotten.
     pub fn to(state: State) -> Self {
-        Self { state, line: None, pid: None, stop_by: None, error: None }
+        let (line, pid, stop_by, error) = (None, None, None, None);
+        Self { state, line, pid, stop_by, error, address: None, order: None, machine: None }
+    }
+    /// Where it is reached is now known.
+    #[must_use]
+    pub fn address(self, address: SocketAddr) -> Self {
+        Self { address: Some(address), ..self }
+    }
+    /// A machine of this kind and price is going to be ordered under this token.
+    #[must_use]
+    pub fn ordered(self, token: &'a str, kind: &'a str, price: MicroUsd) -> Self {
+        Self { order: Some((token, kind, price)), ..self }
+    }
+    /// Its machine is now known.
+    #[must_use]
+    pub fn machine(self, name: &'a str) -> Self {
+        Self { machine: Some(name), ..self }
     }
     /// Its bridge line is now known.
     #[must_use]
@@ -181,19 +236,24 @@ impl Ledger {
         self.conn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes down what is intended: `plan` sees all instances that are not over and says which are
-    /// to come, and nobody else can plan meanwhile.
+    /// Writes down what is intended: `plan` sees all instances that are not over, and with `since` those that were not
+    /// at that time; it says which are to come, and nobody else can plan meanwhile.
     ///
     /// # Errors
     /// Those of `plan`, and [`LedgerError`].
     pub fn reserve<E: From<LedgerError>>(
         &self,
+        since: Option<SystemTime>,
         plan: impl FnOnce(&[Instance]) -> Result<Vec<Instance>, E>,
     ) -> Result<Vec<Instance>, E> {
         let write = query("write to");
         let mut conn = self.conn();
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&write)?;
-        let planned = plan(&select(&tx, "ended IS NULL", &[])?)?;
+        let rows = match since {
+            Some(since) => select(&tx, SINCE, &[&seconds(since)])?,
+            None => select(&tx, LIVE, &[])?,
+        };
+        let planned = plan(&rows)?;
         for row in &planned {
             insert(&tx, row).map_err(&write)?;
         }
@@ -206,7 +266,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Query`].
     pub fn live(&self) -> Result<Vec<Instance>, LedgerError> {
-        select(&self.conn(), "ended IS NULL", &[])
+        select(&self.conn(), LIVE, &[])
     }
 
     /// All instances that are not over or were not at `since`, oldest first.
@@ -214,7 +274,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Query`].
     pub fn since(&self, since: SystemTime) -> Result<Vec<Instance>, LedgerError> {
-        select(&self.conn(), "(ended IS NULL OR ended >= ?1)", &[&seconds(since)])
+        select(&self.conn(), SINCE, &[&seconds(since)])
     }
 
     /// One instance.
@@ -269,7 +329,12 @@ impl Ledger {
                     pid = CASE WHEN ?4 IS NULL THEN coalesce(?6, pid) END,
                     stop_by = coalesce(?7, stop_by),
                     last_error = coalesce(?8, last_error),
-                    claim = CASE WHEN ?9 THEN claim END
+                    claim = CASE WHEN ?9 THEN claim END,
+                    address = coalesce(?10, address),
+                    token = CASE WHEN ?3 = 'keys' THEN NULL ELSE coalesce(?11, token) END,
+                    kind = coalesce(?12, kind),
+                    price = coalesce(?13, price),
+                    machine = coalesce(?14, machine)
                 WHERE id = ?1 AND claim = ?2",
                 params![
                     id,
@@ -281,6 +346,11 @@ impl Ledger {
                     step.stop_by.map(seconds),
                     step.error,
                     keep_claim,
+                    step.address.map(|address| address.to_string()),
+                    step.order.map(|(token, _, _)| token),
+                    step.order.map(|(_, kind, _)| kind),
+                    step.order.map(|(_, _, price)| whole(price)),
+                    step.machine,
                 ],
             )
             .map_err(&write)?;
@@ -304,20 +374,26 @@ impl Ledger {
 fn insert(tx: &Transaction<'_>, row: &Instance) -> rusqlite::Result<()> {
     tx.execute(
         "INSERT INTO instances
-            (id, attempt, provider, state, address, listen, status, created, expires, line, claim)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            (id, attempt, provider, state, address, listen, status, created, expires, line, claim,
+             region, kind, price, token, machine)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
         params![
             row.id,
             row.attempt,
             row.provider.to_string(),
             row.state.as_str(),
-            row.address.to_string(),
+            row.address.map(|address| address.to_string()),
             row.listen.to_string(),
             row.status.to_string(),
             seconds(row.created),
             seconds(row.expires),
             row.line,
             row.claim,
+            row.region(),
+            row.purchase.as_ref().map(|purchase| &purchase.kind),
+            row.purchase.as_ref().map(|purchase| whole(purchase.price)),
+            row.purchase.as_ref().map(|purchase| &purchase.token),
+            row.purchase.as_ref().map(|purchase| &purchase.machine),
         ],
     )?;
     event(tx, &row.id, row.state, None, row.created)
@@ -352,7 +428,10 @@ fn instance(row: &Row<'_>) -> rusqlite::Result<Instance> {
         attempt: row.get("attempt")?,
         provider: parsed(row, "provider")?,
         state: parsed(row, "state")?,
-        address: parsed(row, "address")?,
+        address: match row.get::<_, Option<String>>("address")? {
+            Some(_) => Some(parsed(row, "address")?),
+            None => None,
+        },
         listen: parsed(row, "listen")?,
         status: parsed(row, "status")?,
         created: time(row.get("created")?),
@@ -364,6 +443,16 @@ fn instance(row: &Row<'_>) -> rusqlite::Result<Instance> {
         stop_requested: row.get("stop_requested")?,
         stop_by: row.get::<_, Option<i64>>("stop_by")?.map(time),
         last_error: row.get("last_error")?,
+        purchase: match row.get::<_, Option<String>>("region")? {
+            Some(region) => Some(Purchase {
+                region,
+                kind: row.get("kind")?,
+                price: MicroUsd(row.get::<_, i64>("price")?.try_into().unwrap_or_default()),
+                token: row.get("token")?,
+                machine: row.get("machine")?,
+            }),
+            None => None,
+        },
     })
 }
 
@@ -380,6 +469,10 @@ where
 fn seconds(at: SystemTime) -> i64 {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn whole(price: MicroUsd) -> i64 {
+    i64::try_from(price.0).unwrap_or(i64::MAX)
 }
 
 fn time(secs: i64) -> SystemTime {
@@ -399,7 +492,7 @@ mod tests {
 
     fn reserve(ledger: &Ledger, claim: &str) {
         let planned = Instance { claim: Some(claim.into()), ..row("x", State::Planned) };
-        ledger.reserve(|_| Ok::<_, LedgerError>(vec![planned])).unwrap();
+        ledger.reserve(None, |_| Ok::<_, LedgerError>(vec![planned])).unwrap();
     }
 
     #[test]

@@ -8,10 +8,11 @@
 //!
 //! Read in this order: [`plan`] (what is going to be made), [`raise`] and [`lower`] (the two sagas),
 //! [`fleet`] (what is made of the remains of a crashed one), [`local`] (the provider: processes on
-//! this machine).
+//! this machine), [`cloud`] (the providers that cost money, and their saga).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod cloud;
 pub mod fleet;
 pub mod folder;
 pub mod instance;
@@ -33,10 +34,24 @@ pub const CRASH_POINTS: (&[&str], &[&str]) = (
     &["stopping", "signalled", "draining", "gone", "cleared"],
 );
 
+/// The same for a machine in a cloud.
+#[doc(hidden)]
+pub const CLOUD_CRASH_POINTS: (&[&str], &[&str]) = (
+    &["planned", "folder", "keys-made", "keys", "order-written", "ordered", "bought", "launched", "ready"],
+    &["stopping", "gone", "cleared"],
+);
+
 /// Dies here as from `kill -9`, if `EEBT_CRASH_AT` names this point. In every build, so that the
 /// binary that is tested is the one that is shipped.
 pub(crate) fn crash_point(name: &str) {
     if std::env::var_os("EEBT_CRASH_AT").is_some_and(|at| at == name) {
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
     }
+}
+
+/// An error with its causes on one line.
+#[must_use]
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let texts = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
+    texts.collect::<Vec<_>>().join(": ")
 }

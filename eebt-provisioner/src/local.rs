@@ -77,8 +77,10 @@ pub struct BridgeConfig {
     /// Where it listens.
     pub listen: SocketAddr,
     /// Where clients reach it.
-    pub address: SocketAddr,
-    egress_address: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    egress_address: Option<IpAddr>,
     /// Its status page.
     pub status: SocketAddr,
     policy: String,
@@ -102,7 +104,7 @@ impl BridgeConfig {
             directories: settings.directories.clone(),
             listen: row.listen,
             address: row.address,
-            egress_address: row.listen.ip(),
+            egress_address: Some(row.listen.ip()).filter(|ip| !ip.is_unspecified()),
             status: row.status,
             policy: settings.policy.clone(),
             allow_egress: settings.allow_egress.clone(),
@@ -110,6 +112,11 @@ impl BridgeConfig {
             drain: humantime::format_duration(DRAIN).to_string(),
             expires: humantime::format_rfc3339_seconds(row.expires).to_string(),
         }
+    }
+
+    /// The same on a machine of its own, which keeps things elsewhere.
+    pub fn in_guest(self, keys: PathBuf, state_dir: PathBuf, network: Option<PathBuf>) -> Self {
+        Self { keys, pid_file: state_dir.join("pid"), state_dir, network, ..self }
     }
 
     /// When the instance ends by itself.

@@ -12,6 +12,7 @@ use crate::instance::{DRAIN, GRACE, State};
 use crate::ledger::{LedgerError, Step};
 use crate::local::{self, LocalError};
 use crate::locks::LockError;
+use crate::raise::RaiseError;
 
 /// How long another `eebt` that works on an instance may take to let go of it.
 const OTHERS: Duration = Duration::from_secs(60);
@@ -31,6 +32,9 @@ pub enum LowerError {
     /// A lock.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// Its machine.
+    #[error(transparent)]
+    Machine(#[from] RaiseError),
     /// There is none of that name.
     #[error("no instance {0}")]
     Unknown(String),
@@ -84,6 +88,15 @@ impl Fleet {
         let step = |step| self.ledger.advance(id, &self.claim.id, &step, SystemTime::now());
         step(Step::to(State::Stopping))?;
         crash_point("stopping");
+        if row.purchase.is_some() {
+            // The machine is shut down in order: its streams have as long as its unit lets them drain.
+            self.end_machine(&row)?;
+            crash_point("gone");
+            folder.clear()?;
+            crash_point("cleared");
+            step(Step::to(State::Ended))?;
+            return Ok(Lowered::Stopped);
+        }
         // One that was never finished has no streams to wait for.
         // One that was told before (by an `eebt` that then died) is not told again.
         if !at_once && row.state == State::Stopping && row.stop_by.is_some() {

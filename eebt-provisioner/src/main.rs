@@ -30,11 +30,15 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Start exit bridges and print the bridge line of each as soon as it serves
-    Up(cmds::up::Args),
+    Up(Box<cmds::up::Args>),
     /// List the exit bridges of this fleet
     Ls(cmds::ls::Args),
     /// End exit bridges, letting their streams finish first
     Down(cmds::down::Args),
+    /// Look through a cloud for machines of this fleet, and clean up after them
+    Gc(cmds::gc::Args),
+    /// Say what machines cost, and will
+    Cost(cmds::cost::Args),
     /// Show what an exit bridge wrote to its log
     Logs(cmds::logs::Args),
 }
@@ -87,6 +91,8 @@ fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
         Command::Up(args) => args.run(&fleet, printer),
         Command::Ls(args) => args.run(&fleet, printer),
         Command::Down(args) => args.run(&fleet, printer),
+        Command::Gc(args) => args.run(&fleet, printer),
+        Command::Cost(args) => args.run(&fleet, printer),
         Command::Logs(args) => args.run(&fleet, printer),
     }
 }

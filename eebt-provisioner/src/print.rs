@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use eebt_provisioner::cloud::BuyError;
 use eebt_provisioner::fleet::{FleetError, News};
 use eebt_provisioner::raise::ReserveError;
 use eebt_provisioner::{Instance, Provider, State};
@@ -135,7 +136,10 @@ fn hint(err: &anyhow::Error) -> Option<String> {
     match err.downcast_ref::<ReserveError>() {
         Some(ReserveError::Plan(err)) => err.hint(),
         Some(ReserveError::Ledger(err)) => err.hint(),
-        None => err.downcast_ref::<FleetError>()?.hint(),
+        None => match err.downcast_ref::<BuyError>() {
+            Some(err) => err.hint(),
+            None => err.downcast_ref::<FleetError>()?.hint(),
+        },
     }
 }
 
@@ -145,7 +149,10 @@ pub struct View<'a> {
     id: &'a str,
     provider: Provider,
     state: State,
-    address: String,
+    region: Option<&'a str>,
+    kind: Option<&'a str>,
+    machine: Option<&'a str>,
+    address: Option<String>,
     created: String,
     expires: String,
     ended: Option<String>,
@@ -159,7 +166,10 @@ impl<'a> From<&'a Instance> for View<'a> {
             id: &row.id,
             provider: row.provider,
             state: row.state,
-            address: row.address.to_string(),
+            region: row.region(),
+            kind: row.purchase.as_ref().map(|purchase| purchase.kind.as_str()),
+            machine: row.purchase.as_ref().and_then(|purchase| purchase.machine.as_deref()),
+            address: row.address.map(|address| address.to_string()),
             created: rfc3339(row.created),
             expires: rfc3339(row.expires),
             ended: row.ended.map(rfc3339),

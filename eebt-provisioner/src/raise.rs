@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::cloud::CloudError;
+use crate::cloud::user_data::UserDataError;
 use crate::crash_point;
 use crate::fleet::Fleet;
 use crate::folder::FolderError;
@@ -61,6 +63,15 @@ pub enum RaiseError {
     /// `eebt down` from elsewhere.
     #[error("taken down by another eebt while it started")]
     StopRequested,
+    /// The cloud.
+    #[error(transparent)]
+    Cloud(#[from] CloudError),
+    /// What the machine should be told at its first start.
+    #[error(transparent)]
+    UserData(#[from] UserDataError),
+    /// The cloud took its machine back.
+    #[error("its machine is gone: {0}")]
+    Lost(String),
     /// The row is no longer ours, which only a hand in the ledger or in the claims can bring about.
     #[error("another eebt took it over")]
     Overtaken,
@@ -71,6 +82,7 @@ impl RaiseError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Local(err) => err.hint(),
+            Self::Cloud(err) => err.hint.clone(),
             Self::NotReady { .. } => {
                 Some("a slow network may need a longer --timeout; `eebt logs ID` shows the whole log".into())
             }
@@ -117,13 +129,13 @@ impl Fleet {
         now: SystemTime,
         expires: SystemTime,
     ) -> Result<Vec<Instance>, ReserveError> {
-        let planned = self.ledger.reserve(|live| {
+        let planned = self.ledger.reserve(None, |live| {
             let row = |slot: Slot| Instance {
                 id: new_id(),
                 attempt: self.claim.id.clone(),
                 provider: Provider::Local,
                 state: State::Planned,
-                address: slot.address,
+                address: Some(slot.address),
                 listen: slot.listen,
                 status: slot.status,
                 created: now,
@@ -135,6 +147,7 @@ impl Fleet {
                 stop_requested: false,
                 stop_by: None,
                 last_error: None,
+                purchase: None,
             };
             Ok::<_, ReserveError>(choose(request, live)?.into_iter().map(row).collect())
         })?;
@@ -239,7 +252,7 @@ impl Fleet {
     }
 
     /// Does anyone want it to go?
-    fn check_wanted(&self, row: &Instance, interrupted: &AtomicBool) -> Result<(), RaiseError> {
+    pub(crate) fn check_wanted(&self, row: &Instance, interrupted: &AtomicBool) -> Result<(), RaiseError> {
         if interrupted.load(Ordering::Relaxed) {
             return Err(RaiseError::Interrupted);
         }
@@ -251,7 +264,7 @@ impl Fleet {
 }
 
 /// Eight letters and digits that are told apart easily, the first one a letter.
-fn new_id() -> String {
+pub(crate) fn new_id() -> String {
     const LETTERS: &[u8] = b"abcdefghjkmnpqrstuvwxyz";
     const ALL: &[u8] = b"abcdefghjkmnpqrstuvwxyz23456789";
     let draw = |from: &[u8]| char::from(from[rand::random_range(0..from.len())]);

@@ -89,7 +89,7 @@ impl OnionHttp {
     /// # Errors
     /// See [`HttpError`]; a status that is no success is an answer.
     pub async fn get(&self, path: &str) -> Result<Reply, HttpError> {
-        self.request(Method::GET, path, Bytes::new()).await
+        self.request(Method::GET, path, Bytes::new(), REPLY_TIMEOUT).await
     }
 
     /// POST of `body` as JSON.
@@ -97,14 +97,33 @@ impl OnionHttp {
     /// # Errors
     /// See [`HttpError`]; a status that is no success is an answer.
     pub async fn post(&self, path: &str, body: &impl Serialize) -> Result<Reply, HttpError> {
+        self.post_within(REPLY_TIMEOUT, path, body).await
+    }
+
+    /// POST of `body` as JSON, when the answer is not waited for longer than `limit` once there is a circuit.
+    ///
+    /// # Errors
+    /// See [`HttpError`]; a status that is no success is an answer.
+    pub async fn post_within(
+        &self,
+        limit: Duration,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Reply, HttpError> {
         let body = serde_json::to_vec(body).map_err(|e| HttpError::Answer(e.to_string()))?;
-        self.request(Method::POST, path, body.into()).await
+        self.request(Method::POST, path, body.into(), limit).await
     }
 
     /// One try; after a failure the next request takes a new circuit.
-    async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, HttpError> {
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Reply, HttpError> {
         let circuit = self.circuit().await?;
-        let asked = timeout(REPLY_TIMEOUT, self.ask(&circuit, method, path, body)).await;
+        let asked = timeout(limit, self.ask(&circuit, method, path, body)).await;
         let reply = asked.unwrap_or(Err(HttpError::Timeout));
         if reply.is_err() {
             let mut kept = self.circuit.lock().await;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use arti_client::{TorClient, TorClientConfig};
 use async_trait::async_trait;
 use eebt_proto::OnionReach;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 use tokio::time::timeout;
 use tor_circmgr::ClientOnionServiceDataTunnel;
 use tor_circmgr::build::onion_circparams_from_netparams;
@@ -22,6 +24,12 @@ use crate::{PathKind, TorRuntime, hops};
 /// How long one try to reach a service of our own may take, and the pause after one that failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 const PROBE_PAUSE: Duration = Duration::from_millis(250);
+
+/// How often what is known of services is looked through for what is too old.
+const HOUSEKEEPING: Duration = Duration::from_secs(600);
+
+/// How long a way to a rendezvous point may take that is shorter than Arti's, which is tried next.
+pub(crate) const SHORT_WAY_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Makes circuits to onion services. Arti's own client opens no stream to a target that a service leads to,
 /// so the circuits are needed themselves.
@@ -56,8 +64,8 @@ impl OnionConnector {
     pub fn new(tor: Arc<TorClient<TorRuntime>>, config: &TorClientConfig) -> Result<Self, OnionError> {
         let pool = tor.hs_circ_pool().map_err(tor_error)?;
         let connector = || {
-            let (pool, never) = (Arc::clone(&pool), Box::pin(futures::stream::pending()));
-            HsClientConnector::new(tor.runtime().clone(), pool, config, never).map_err(tor_error)
+            let pool = Arc::clone(&pool);
+            HsClientConnector::new(tor.runtime().clone(), pool, config, housekeeping()).map_err(tor_error)
         };
         let meeting = Meeting { tor: Arc::clone(&tor), pool: Arc::clone(&pool), rules: hops::rules(config) };
         let (standard, vanguards) = (connector()?.with_rend_circs(Arc::new(meeting)), connector()?);
@@ -102,6 +110,11 @@ impl OnionConnector {
     }
 }
 
+/// When what is known of services that nobody asked for in a while is to be forgotten.
+fn housekeeping() -> BoxStream<'static, ()> {
+    stream::unfold((), async |()| Some((tokio::time::sleep(HOUSEKEEPING).await, ()))).boxed()
+}
+
 /// Ways to rendezvous points of our choice that are as long as those to circuit exit bridges: guard and rendezvous
 /// point, which is for the service what the middle is for the exit bridge.
 struct Meeting {
@@ -131,10 +144,11 @@ impl RendCircConnector for Meeting {
         &self,
         netdir: &'a NetDir,
     ) -> tor_circmgr::Result<(ClientOnionServiceDataTunnel, Relay<'a>)> {
-        match self.two_hops(netdir).await {
-            Ok(Some(found)) => return Ok(found),
-            Ok(None) => {}
-            Err(error) => tracing::debug!(%error, "no short way to a rendezvous point"),
+        match timeout(SHORT_WAY_TIMEOUT, self.two_hops(netdir)).await {
+            Ok(Ok(Some(found))) => return Ok(found),
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "no short way to a rendezvous point"),
+            Err(_) => tracing::debug!("no short way to a rendezvous point in time"),
         }
         // Let Arti choose a path, though it is longer.
         self.pool.get_or_launch_client_rend(netdir).await

@@ -1,24 +1,23 @@
 //! Circuits of an onion service to the rendezvous points that its clients choose.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use arti_client::TorClient;
 use async_trait::async_trait;
 use serde::Deserialize;
+use tokio::time::timeout;
 use tor_circmgr::ServiceOnionServiceDataTunnel;
 use tor_circmgr::build::onion_circparams_from_netparams;
 use tor_circmgr::hspool::HsCircPool;
 use tor_hsservice::RendCircConnector;
 use tor_linkspec::verbatim::VerbatimLinkSpecCircTarget;
-use tor_linkspec::{HasRelayIds as _, OwnedCircTarget};
+use tor_linkspec::{HasAddrs, HasRelayIds as _, OwnedCircTarget};
 use tor_netdir::{NetDir, Relay};
 
 use crate::circuit::{CircuitError, tor_error};
+use crate::onion::SHORT_WAY_TIMEOUT;
 use crate::{TorRuntime, hops};
-
-/// How long extending to the rendezvous point may take; Arti has no limit of its own there.
-const EXTEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who stands between an onion service and the rendezvous point of a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, clap::ValueEnum)]
@@ -51,14 +50,14 @@ impl Rendezvous {
     }
 
     /// A circuit that is shorter than Arti's own. `None` where there should be none: the rendezvous point is the
-    /// guard, or not in the consensus (a client could make us connect to anything), or there is no guard to be
-    /// known.
+    /// guard, or not in the consensus with these addresses (a client could have us or the guard connect to anything),
+    /// or there is no guard to be known.
     async fn short(
         &self,
         netdir: &NetDir,
         target: &VerbatimLinkSpecCircTarget<OwnedCircTarget>,
     ) -> Option<ServiceOnionServiceDataTunnel> {
-        let listed = netdir.by_ids(target)?;
+        let listed = netdir.by_ids(target).filter(|listed| is_at_listed_addresses(target, listed))?;
         let first = match self.path {
             RendezvousPath::Anonymous => return None,
             RendezvousPath::Direct => listed.clone(),
@@ -83,11 +82,15 @@ impl Rendezvous {
         let is_target = first.has_all_relay_ids_from(target);
         let tunnel = ServiceOnionServiceDataTunnel::from(hops::build(&self.tor, vec![first], &params).await?);
         if !is_target {
-            let extended = tokio::time::timeout(EXTEND_TIMEOUT, tunnel.extend(target, params)).await;
-            extended.map_err(|_| CircuitError::Tor("no answer in time".to_owned()))?.map_err(tor_error)?;
+            tunnel.extend(target, params).await.map_err(tor_error)?;
         }
         Ok(tunnel)
     }
+}
+
+/// A client that names a relay, but has it reached where it listens itself, would learn who comes.
+fn is_at_listed_addresses(target: &impl HasAddrs, listed: &impl HasAddrs) -> bool {
+    target.addrs().all(|addr| listed.addrs().any(|known| known == addr))
 }
 
 #[async_trait]
@@ -97,9 +100,9 @@ impl RendCircConnector for Rendezvous {
         netdir: &NetDir,
         target: VerbatimLinkSpecCircTarget<OwnedCircTarget>,
     ) -> tor_circmgr::Result<ServiceOnionServiceDataTunnel> {
-        match self.short(netdir, &target).await {
-            Some(tunnel) => Ok(tunnel),
-            None => self.pool.get_or_launch_svc_rend(netdir, target).await,
+        match timeout(SHORT_WAY_TIMEOUT, self.short(netdir, &target)).await {
+            Ok(Some(tunnel)) => Ok(tunnel),
+            Ok(None) | Err(_) => self.pool.get_or_launch_svc_rend(netdir, target).await,
         }
     }
 
@@ -109,5 +112,25 @@ impl RendCircConnector for Rendezvous {
 
     fn wallclock(&self) -> SystemTime {
         SystemTime::now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tor_linkspec::OwnedChanTarget;
+
+    fn at(addrs: &[&str]) -> OwnedChanTarget {
+        let addrs = addrs.iter().map(|addr| addr.parse().unwrap()).collect();
+        OwnedChanTarget::builder().addrs(addrs).ed_identity([7; 32].into()).build().unwrap()
+    }
+
+    #[test]
+    fn only_addresses_that_are_listed_are_gone_to() {
+        let listed = at(&["192.0.2.1:443", "[2001:db8::1]:443"]);
+        assert!(is_at_listed_addresses(&at(&["192.0.2.1:443"]), &listed));
+        assert!(is_at_listed_addresses(&at(&["[2001:db8::1]:443", "192.0.2.1:443"]), &listed));
+        assert!(!is_at_listed_addresses(&at(&["192.0.2.1:444"]), &listed));
+        assert!(!is_at_listed_addresses(&at(&["192.0.2.1:443", "198.51.100.1:443"]), &listed));
     }
 }

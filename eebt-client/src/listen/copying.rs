@@ -99,8 +99,8 @@ impl Copying {
             let down = pump(&mut tor_read, &mut program_write, |bytes| {
                 visit.down(bytes);
                 moved.store(true, Ordering::Relaxed);
-                if let (Some((id, _)), false) = (&circuit, answered.swap(true, Ordering::Relaxed)) {
-                    connector.note_answer(*id);
+                if let (Some((id, circuit)), false) = (&circuit, answered.swap(true, Ordering::Relaxed)) {
+                    connector.note_answer(*id, circuit);
                 }
                 Duration::ZERO
             });

@@ -42,6 +42,9 @@ What no proxy can see are programs that go around it:
           = false in about:config. Chromium: --force-webrtc-ip-handling-policy=disable_non_proxied_udp
   QUIC    is UDP, too: no SOCKS proxy carries it, and browsers with a proxy do without.";
 
+/// A list of none.
+const NOBODY: &str = "nobody";
+
 /// Longest time for the start; the first one fetches a consensus.
 const START: Duration = Duration::from_secs(180);
 
@@ -215,15 +218,17 @@ pub async fn running(proxy: SocketAddr, site: (&str, u16)) -> Report {
 /// What is asked of any client.
 async fn questions(report: &mut Report, proxy: SocketAddr, site: (&str, u16), traps: &[Trap]) {
     let (host, port) = site;
-    // .invalid is nobody's, for good (RFC 6761): who looks it up gets nothing, and may be seen.
-    let nowhere = format!("selftest-{:08x}.invalid", rand::random::<u32>());
+    // example.org has no such name (RFC 6761 keeps it for examples), and no proxy can know that by itself.
+    let nowhere = format!("{:08x}.example.org", rand::random::<u32>());
+    // Only the loopback: whoever is the exit must not learn what this machine's addresses are.
+    let near = || traps.iter().filter(|trap| trap.addr().ip().is_loopback());
     let (site, nowhere, address, v6, here) = tokio::join!(
         ask::page(proxy, host, port),
         ask::page(proxy, &nowhere, 80),
         ask::address(proxy, &nowhere),
         // An address for examples (RFC 3849).
         ask::page(proxy, "2001:db8::1", 80),
-        caught(proxy, traps),
+        caught(proxy, near()),
     );
     match site {
         Ok(Answer::Heard(bytes)) if bytes.starts_with(b"HTTP/") => {
@@ -252,24 +257,29 @@ async fn questions(report: &mut Report, proxy: SocketAddr, site: (&str, u16), tr
     report.add("unknown-name", outcome, format!("a name that does not exist: {detail}"));
     let (outcome, detail) = refused(&[v6]);
     report.add("ipv6", outcome, format!("an IPv6 address where nobody is: {detail}"));
-    traps_told(report, "this-machine", here, traps);
+    traps_told(report, "this-machine", here, near());
 }
 
 /// With an exit bridge that does not exist, there must be errors and nothing else.
+///
+/// Addresses of this machine can be asked for here, since nobody is told.
 async fn fails_closed(report: &mut Report, proxy: SocketAddr, (host, port): (&str, u16), traps: &[Trap]) {
-    let (page, here) = tokio::join!(ask::page(proxy, host, port), caught(proxy, traps));
-    let (outcome, detail) = match page {
-        Ok(Answer::Heard(_)) => (Outcome::Failed, "a page came, though the exit bridge is dead".to_owned()),
-        Ok(answer) if here == Ok(0) => (Outcome::Ok, format!("the exit bridge is dead: {}", told(&answer))),
-        Ok(_) => (Outcome::Failed, "the exit bridge is dead, and this machine was reached".to_owned()),
-        Err(error) => (Outcome::CouldNotCheck, error.to_string()),
+    let (page, here) = tokio::join!(ask::page(proxy, host, port), caught(proxy, traps.iter()));
+    let (outcome, detail) = match (page, here) {
+        (Ok(Answer::Heard(_)), _) => {
+            (Outcome::Failed, "a page came, though the exit bridge is dead".to_owned())
+        }
+        (_, Ok(1..)) => (Outcome::Failed, "the exit bridge is dead, and this machine was reached".to_owned()),
+        (Ok(answer), Ok(0)) => (Outcome::Ok, format!("the exit bridge is dead: {}", told(&answer))),
+        (Err(error), _) => (Outcome::CouldNotCheck, error.to_string()),
+        (_, Err(why)) => (Outcome::CouldNotCheck, why),
     };
     report.add("fails-closed", outcome, detail);
 }
 
 /// Asks for each trap, and counts those that were connected to directly.
-async fn caught(proxy: SocketAddr, traps: &[Trap]) -> Result<usize, String> {
-    let asking = traps.iter().map(|trap| async move {
+async fn caught(proxy: SocketAddr, traps: impl Iterator<Item = &Trap>) -> Result<usize, String> {
+    let asking = traps.map(|trap| async move {
         let ip = trap.addr().ip().to_string();
         let answer = ask::page(proxy, &ip, trap.addr().port()).await;
         answer.map(|_| trap.was_reached()).map_err(|error| error.to_string())
@@ -278,10 +288,15 @@ async fn caught(proxy: SocketAddr, traps: &[Trap]) -> Result<usize, String> {
     Ok(reached?.into_iter().filter(|reached| *reached).count())
 }
 
-fn traps_told(report: &mut Report, check: &'static str, caught: Result<usize, String>, traps: &[Trap]) {
-    let addresses = list(traps.iter().map(|trap| trap.addr().ip()));
+fn traps_told<'a>(
+    report: &mut Report,
+    check: &'static str,
+    caught: Result<usize, String>,
+    traps: impl Iterator<Item = &'a Trap> + Clone,
+) {
+    let addresses = list(traps.clone().map(|trap| trap.addr().ip()));
     match caught {
-        _ if traps.is_empty() => report.add(check, Outcome::CouldNotCheck, "no port could be opened here"),
+        _ if addresses == NOBODY => report.add(check, Outcome::CouldNotCheck, "no port could be opened here"),
         Ok(0) => report.add(
             check,
             Outcome::Ok,
@@ -364,7 +379,7 @@ fn told(answer: &Answer) -> String {
 
 fn list(items: impl IntoIterator<Item = impl ToString>) -> String {
     let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
-    if items.is_empty() { "nobody".to_owned() } else { items.join(", ") }
+    if items.is_empty() { NOBODY.to_owned() } else { items.join(", ") }
 }
 
 /// An exit bridge that does not exist: keys that nobody has, at an address for examples (RFC 5737).
@@ -495,6 +510,6 @@ mod tests {
         });
         let traps: Vec<Trap> = Trap::set().into_iter().filter(|trap| trap.addr().is_ipv4()).collect();
         assert!(!traps.is_empty());
-        assert_eq!(caught(proxy, &traps).await, Ok(traps.len()));
+        assert_eq!(caught(proxy, traps.iter()).await, Ok(traps.len()));
     }
 }

@@ -47,9 +47,9 @@ impl Args {
             let state = if row.state.is_creating() { "creating".into() } else { row.state.to_string() };
             vec![
                 row.id.clone(),
-                row.provider.to_string(),
+                row.region().map_or(row.provider.to_string(), |region| format!("{} {region}", row.provider)),
                 state,
-                row.address.to_string(),
+                row.address.map_or("-".into(), |address| address.to_string()),
                 span(row.created, now),
                 left,
                 row.last_error.clone().unwrap_or_default(),

@@ -1,6 +1,9 @@
 //! One file for each command.
 
+mod buy;
+pub mod cost;
 pub mod down;
+pub mod gc;
 pub mod logs;
 pub mod ls;
 pub mod up;

@@ -14,11 +14,11 @@ use eebt_provisioner::instance::{Instance, Provider, expiry};
 use eebt_provisioner::local::{Reach, Settings};
 use eebt_provisioner::plan::{MAX_COUNT, Request};
 use eebt_provisioner::raise::{self, Failed, ReserveError};
-use eebt_provisioner::{Fleet, machine};
+use eebt_provisioner::{Fleet, causes, machine};
 use ipnet::IpNet;
 use serde_json::json;
 
-use super::named;
+use super::{buy, named};
 use crate::print::{Hinted, Printer, Usage, View, rfc3339};
 
 #[derive(clap::Args)]
@@ -79,16 +79,55 @@ pub struct Args {
     /// Print one JSON document
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    machines: buy::Args,
 }
 
 impl Args {
     /// Finds the mistakes that need no fleet to be seen.
     pub fn check(&self) -> anyhow::Result<()> {
-        self.settings().map(|_| ())
+        let settings = self.settings()?;
+        if self.provider == Provider::Local {
+            return Ok(());
+        }
+        let ours = [
+            ("--address", !self.address.is_empty()),
+            ("--listen-ip", self.listen_ip.is_some()),
+            ("--port", self.port.is_some()),
+        ];
+        if let Some((field, _)) = ours.iter().find(|(_, is_given)| *is_given) {
+            let what = format!("{field}: a machine of a cloud has its own");
+            return Err(Usage::new(what, format!("leave {field} out")).into());
+        }
+        if self.reach != Reach::Circuit {
+            let hint = "onion exit bridges are for machines that nobody can reach";
+            return Err(Usage::new("--reach: machines of a cloud are reached by circuit", hint).into());
+        }
+        self.machines.wanted(&self.common(), settings).map(|_| ())
+    }
+
+    fn common(&self) -> buy::Common {
+        buy::Common {
+            provider: self.provider,
+            count: self.count,
+            lifetime: self.lifetime,
+            patience: self.timeout,
+            is_dry_run: self.dry_run,
+            is_agreed: self.yes,
+            json: self.json,
+        }
     }
 
     pub fn run(self, fleet: &Fleet, printer: &Printer) -> anyhow::Result<()> {
         let settings = self.settings()?;
+        let interrupted = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
+        {
+            signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("can't handle signals")?;
+        }
+        if self.provider != Provider::Local {
+            return self.machines.run(&self.common(), settings, fleet, printer, &interrupted);
+        }
         let request = Request {
             count: self.count,
             addresses: self.address.clone(),
@@ -108,13 +147,9 @@ impl Args {
             return if self.json { printer.json(&json!({ "plan": plan })) } else { Ok(()) };
         }
 
-        let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
-        {
-            signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("can't handle signals")?;
-        }
         let rows = fleet.reserve(&request, now, expires)?;
-        let addresses: Vec<String> = rows.iter().map(|row| row.address.ip().to_string()).collect();
+        let addresses: Vec<String> =
+            rows.iter().filter_map(|row| Some(row.address?.ip().to_string())).collect();
         self.say_plan(printer, &addresses, expires);
 
         let patience = (!self.no_wait).then_some(self.timeout);
@@ -142,7 +177,7 @@ impl Args {
                         }
                         let what = if self.no_wait { "starting" } else { "ready" };
                         let after = start.elapsed().as_secs_f32();
-                        printer.say(format_args!("{} {} is {what} after {after:.1}s", row.id, row.address));
+                        printer.say(format_args!("{} is {what} after {after:.1}s", place(row)));
                         good.push(named(fleet, &row.id)?);
                     }
                     Ok((row, Err(error))) => failed.push((row, error)),
@@ -205,10 +240,10 @@ impl Args {
     }
 }
 
-fn report(printer: &Printer, failed: &[(&Instance, Failed)], of: usize) -> anyhow::Result<()> {
+pub(super) fn report(printer: &Printer, failed: &[(&Instance, Failed)], of: usize) -> anyhow::Result<()> {
     for (row, Failed { error, log, .. }) in failed {
         let causes = causes(error.as_ref());
-        printer.failed(format_args!("{} {}: {causes}", row.id, row.address));
+        printer.failed(format_args!("{}: {causes}", place(row)));
         log.iter().for_each(|line| printer.say(format_args!("  | {line}")));
     }
     let Some((_, first)) = failed.first() else { return Ok(()) };
@@ -216,16 +251,14 @@ fn report(printer: &Printer, failed: &[(&Instance, Failed)], of: usize) -> anyho
     Err(Hinted { message, hint: first.error.hint() }.into())
 }
 
-fn view(row: &Instance, Failed { id, error, log }: &Failed) -> serde_json::Value {
+pub(super) fn view(row: &Instance, Failed { id, error, log }: &Failed) -> serde_json::Value {
     json!({ "id": id, "provider": row.provider, "address": row.address, "error": causes(error.as_ref()), "log": log })
 }
 
-/// An error with its causes on one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
+/// Which one, and where.
+fn place(row: &Instance) -> String {
+    let place = row.address.map(|address| address.to_string()).or(row.region().map(str::to_owned));
+    format!("{} {}", row.id, place.unwrap_or_default())
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {

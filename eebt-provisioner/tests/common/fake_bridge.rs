@@ -28,7 +28,7 @@ struct Config {
     directories: Vec<OnionReach>,
     listen: SocketAddr,
     address: SocketAddr,
-    egress_address: std::net::IpAddr,
+    egress_address: Option<std::net::IpAddr>,
     status: SocketAddr,
     policy: String,
     #[serde(default)]
@@ -71,7 +71,7 @@ fn keygen(path: &PathBuf) {
         exit(1);
     }
     DirBuilder::new().mode(0o700).create(path).unwrap();
-    fs::write(path.join("ed25519"), "very secret").unwrap();
+    fs::write(path.join("ed25519"), format!("very secret {}", std::process::id())).unwrap();
 }
 
 fn line(config: &Config) -> BridgeLine {

@@ -1,0 +1,190 @@
+//! What a machine is told at its first start: `deploy/cloud-init/user-data.sh`, filled in.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::{fs, io};
+
+use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
+use serde::{Deserialize, Serialize};
+
+use crate::instance::Instance;
+use crate::local::BridgeConfig;
+
+/// EC2's limit, the smallest of all clouds' (16 KB before base64).
+pub const MAX_LEN: usize = 16_384;
+
+/// Where the guest keeps what.
+const KEYS: &str = "/var/lib/eebt-bridge/keys";
+const STATE: &str = "/var/lib/eebt-bridge/state";
+const NETWORK: &str = "/etc/eebt-bridge/network.toml";
+
+/// The program that a machine runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Where it is fetched from if the image has no such program; empty: it must be in the image.
+    pub url: String,
+    /// SHA-256, in hex.
+    pub sha256: String,
+}
+
+impl Program {
+    /// Checks both.
+    ///
+    /// # Errors
+    /// Names the field.
+    pub fn new(url: &str, sha256: &str) -> Result<Self, String> {
+        let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'\'' | b'"' | b'\\' | b'@');
+        let is_https = url.starts_with("https://") && url.bytes().all(plain);
+        if !(url.is_empty() || is_https) {
+            return Err("--program-url: must be an https:// URL without quotes and blanks".into());
+        }
+        match HEXLOWER_PERMISSIVE.decode(sha256.as_bytes()) {
+            Ok(sum) if sum.len() == 32 => Ok(Self { url: url.into(), sha256: sha256.to_lowercase() }),
+            _ => Err("--program-sha256: must be 64 hexadecimal digits".into()),
+        }
+    }
+}
+
+/// Why there is no user-data.
+#[derive(Debug, thiserror::Error)]
+pub enum UserDataError {
+    /// The keys can't be packed.
+    #[error("can't read the keys of the new exit bridge")]
+    Keys(#[source] io::Error),
+    /// The private network's file can't be read.
+    #[error("can't read the network file")]
+    Network(#[source] io::Error),
+    /// The configuration can't be written as TOML.
+    #[error("can't write bridge.toml")]
+    Toml(#[source] toml::ser::Error),
+    /// It got too long.
+    #[error("the user-data has {0} bytes, and clouds take {MAX_LEN}")]
+    TooLong(usize),
+}
+
+/// The script for one machine. Has its keys in it.
+///
+/// # Errors
+/// See [`UserDataError`].
+pub fn render(
+    row: &Instance,
+    config: BridgeConfig,
+    keys: &Path,
+    network: Option<&Path>,
+    program: &Program,
+    ssh: bool,
+) -> Result<String, UserDataError> {
+    let config = config.in_guest(KEYS.into(), STATE.into(), network.map(|_| NETWORK.into()));
+    let config = toml::to_string(&config).map_err(UserDataError::Toml)?;
+    let network = network.map(fs::read).transpose().map_err(UserDataError::Network)?.unwrap_or_default();
+    let port = row.listen.port();
+    let text = include_str!("../../../deploy/cloud-init/user-data.sh")
+        .replace("@EXPIRES@", &calendar(row.expires))
+        .replace("@PORTS_IN@", &if ssh { format!("22, {port}") } else { port.to_string() })
+        .replace("@PORT@", &port.to_string())
+        .replace("@SSH@", if ssh { "#" } else { "" })
+        .replace("@SHA256@", &program.sha256)
+        .replace("@URL@", &program.url)
+        .replace("@STATUS@", &row.status.to_string())
+        .replace("@KEYS@", &files(keys, "").map_err(UserDataError::Keys)?)
+        .replace("@CONFIG@", &BASE64.encode(config.as_bytes()))
+        .replace("@NETWORK@", &BASE64.encode(&network));
+    if text.len() > MAX_LEN {
+        return Err(UserDataError::TooLong(text.len()));
+    }
+    Ok(text)
+}
+
+/// A time as systemd.time(7) has it.
+fn calendar(at: std::time::SystemTime) -> String {
+    let text = humantime::format_rfc3339_seconds(at).to_string();
+    format!("{} UTC", text.trim_end_matches('Z').replace('T', " "))
+}
+
+/// Lines of shell that make the files of this folder in the current one.
+fn files(folder: &Path, below: &str) -> io::Result<String> {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        // Names are Arti's: letters, digits, `_` and `.`.
+        let name = format!("{below}{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            let _ = writeln!(text, "mkdir -m 700 {name}");
+            text += &files(&entry.path(), &format!("{name}/"))?;
+        } else {
+            let content = BASE64.encode(&fs::read(entry.path())?);
+            let _ = writeln!(text, "base64 -d > {name} <<'END'\n{content}\nEND");
+        }
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::folder::StateDir;
+    use crate::instance::State;
+    use crate::instance::tests::row;
+    use crate::local::{Reach, Settings};
+    use std::process::Command;
+
+    fn script(ssh: bool, network: Option<&Path>) -> Result<String, UserDataError> {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = StateDir::open(dir.path()).unwrap().instance("x");
+        folder.create().unwrap();
+        fs::create_dir_all(folder.keys().join("exit_bridge")).unwrap();
+        fs::write(folder.keys().join("exit_bridge/ks_ntor.x25519_private"), "secret\n").unwrap();
+        let settings = Settings {
+            bridge: "/bin/true".into(),
+            network: network.map(Into::into),
+            policy: "web".into(),
+            allow_egress: Vec::new(),
+            allow_ingress: Vec::new(),
+            reach: Reach::Circuit,
+            directories: Vec::new(),
+        };
+        let row =
+            Instance { listen: "0.0.0.0:34567".parse().unwrap(), address: None, ..row("x", State::Keys) };
+        let program = Program::new("https://example.org/eebt-bridge", &"0a".repeat(32)).unwrap();
+        render(&row, BridgeConfig::new(&row, &folder, &settings), &folder.keys(), network, &program, ssh)
+    }
+
+    #[test]
+    fn the_script_is_whole() {
+        let text = script(false, None).unwrap();
+        assert!(text.contains("OnCalendar=1970-01-01 00:16:40 UTC\n"), "{text}");
+        assert!(text.contains("tcp dport { 34567 } accept"), "{text}");
+        assert!(text.contains("\nsystemctl disable --now --quiet ssh"), "{text}");
+        assert!(text.contains("mkdir -m 700 exit_bridge\n"), "{text}");
+        assert!(text.contains(&BASE64.encode(b"secret\n")), "{text}");
+        let left = regex_lite::Regex::new("@[A-Z_0-9]+@").unwrap();
+        assert!(!left.is_match(&text), "{text}");
+        let checked = Command::new("sh").args(["-n", "-c", &text]).status().unwrap();
+        assert!(checked.success(), "{text}");
+        assert!(script(true, None).unwrap().contains("tcp dport { 22, 34567 } accept"));
+    }
+
+    #[test]
+    fn its_configuration_is_the_one_of_a_guest() {
+        let text = script(false, None).unwrap();
+        let config = text.split("bridge.toml <<'END'\n").nth(1).unwrap().lines().next().unwrap();
+        let config = String::from_utf8(BASE64.decode(config.as_bytes()).unwrap()).unwrap();
+        for line in ["keys = \"/var/lib/eebt-bridge/keys\"", "listen = \"0.0.0.0:34567\"", "drain = \"10s\""]
+        {
+            assert!(config.contains(line), "{line}: {config}");
+        }
+        assert!(!config.contains("egress_address") && !config.contains("\naddress"), "{config}");
+    }
+
+    #[test]
+    fn what_no_cloud_takes_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("network.toml");
+        fs::write(&file, "x".repeat(MAX_LEN)).unwrap();
+        assert!(matches!(script(false, Some(&file)), Err(UserDataError::TooLong(_))));
+        for url in ["http://example.org/x", "https://example.org/' x", "file:///etc/passwd"] {
+            assert!(Program::new(url, &"0a".repeat(32)).unwrap_err().contains("--program-url"), "{url}");
+        }
+        assert!(Program::new("", "0a").unwrap_err().contains("--program-sha256"));
+    }
+}
