@@ -1,5 +1,7 @@
 //! `eebt`: the operator's command line for fleets of exit bridges.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
 mod cmds;
 mod print;
 
