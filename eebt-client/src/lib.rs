@@ -8,7 +8,7 @@
 //! without that, and `probe` asks what TLS hides; [`listen`] copies
 //! bytes until one side is done. [`find`] asks exit-bridge directories for exit bridges. [`visits`] counts
 //! what goes where, the [`page`] shows it to the person, and [`choices`] is what they choose there. [`selftest`]
-//! holds all of it to its promises on the person's own machine.
+//! holds all of it to its promises on the person's own machine, and [`check`] an exit bridge to its own.
 //!
 //! It fails closed: there is no code here that connects to a target.
 
@@ -18,6 +18,7 @@ mod auto;
 pub mod blocked;
 pub mod blockers;
 pub mod bridges;
+pub mod check;
 pub mod choices;
 pub mod circuits;
 pub mod client;

@@ -8,15 +8,22 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use eebt_client::blockers::ListSource;
+use eebt_client::check::{Checked, Checker, Page};
 use eebt_client::client::Ready;
-use eebt_client::config::parse_page;
+use eebt_client::config::{parse_bridge_lines, parse_page};
 use eebt_client::page::{self, PlaceError};
 use eebt_client::route::{Mode, Rule};
 use eebt_client::selftest;
 use eebt_client::{Client, Config, RunError};
 use eebt_proto::{BridgeLine, Country, OnionReach};
 use eebt_tor::{ConfigError, PathKind};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+/// How many exit bridges are checked at once.
+const LINES_AT_ONCE: usize = 16;
 
 /// A local SOCKS and HTTP CONNECT proxy whose streams leave Tor through exit bridges.
 #[derive(Parser)]
@@ -43,6 +50,22 @@ enum Command {
         #[arg(long, value_name = "HOST:PORT", default_value = "example.com:80", value_parser = host_and_port)]
         site: (String, u16),
         /// Print the report as JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        args: Box<Args>,
+    },
+    /// Check exit bridges: whether each works, and which pages turn it away.
+    ///
+    /// Exit code 0: all work; 1: one does not. A page that turns one away is told, and is no failure.
+    Check {
+        /// A page to visit through each, such as https://example.com/ (repeatable).
+        #[arg(long = "visit", value_name = "URL")]
+        pages: Vec<Page>,
+        /// Read bridge lines from stdin as well, and answer as each comes.
+        #[arg(long)]
+        stdin: bool,
+        /// Print one JSON document for each.
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -114,6 +137,7 @@ fn main() -> ExitCode {
             run(args).map(|()| ExitCode::SUCCESS)
         }
         Some(Command::Selftest { proxy, site, json, args }) => run_selftest(proxy, &site, json, *args),
+        Some(Command::Check { pages, stdin, json, args }) => run_check(pages, stdin, json, *args),
     };
     match done {
         Ok(code) => code,
@@ -186,6 +210,62 @@ fn run_selftest(
         eprintln!("\n{}", selftest::HINTS);
     }
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_check(pages: Vec<Page>, stdin: bool, json: bool, args: Args) -> anyhow::Result<ExitCode> {
+    if std::env::var_os("RUST_LOG").is_some() {
+        eebt_tor::init_log();
+    }
+    let config = args.into_config()?;
+    let mut lines: Vec<Result<BridgeLine, ConfigError>> = config.bridges.iter().cloned().map(Ok).collect();
+    if let Some(path) = &config.bridge_file {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        lines.extend(parse_bridge_lines(&text, &path.display().to_string()));
+    }
+    if lines.is_empty() && !stdin {
+        return Err(
+            ConfigError::field("bridges", "no bridge line is given, so there is nothing to check").into()
+        );
+    }
+    let (sender, mut more) = mpsc::channel(LINES_AT_ONCE);
+    std::thread::spawn(move || {
+        let from_stdin = std::io::stdin().lines().map_while(Result::ok).take_while(|_| stdin);
+        let from_stdin = from_stdin.flat_map(|text| parse_bridge_lines(&text, "stdin"));
+        lines.into_iter().chain(from_stdin).try_for_each(|line| sender.blocking_send(line).ok())
+    });
+    let (tokio, runtime) = eebt_tor::create_runtime(1).context("cannot start the async runtime")?;
+    tokio.block_on(async {
+        let checker = Checker::start(&config, pages, runtime).await?;
+        let (mut checks, mut number, mut all_work) = (FuturesUnordered::new(), 0, true);
+        let mut open = true;
+        while open || !checks.is_empty() {
+            tokio::select! {
+                line = more.recv(), if open && checks.len() < LINES_AT_ONCE => match line {
+                    Some(line) => {
+                        number += 1;
+                        let checker = &checker;
+                        checks.push(async move {
+                            match line {
+                                Ok(line) => checker.check(number, &line).await,
+                                Err(error) => Checked::unusable(number, &error),
+                            }
+                        });
+                    }
+                    None => open = false,
+                },
+                Some(checked) = checks.next() => {
+                    all_work &= checked.serves;
+                    if json {
+                        print(&serde_json::to_string(&checked)?);
+                    } else {
+                        print(&checked.to_string());
+                    }
+                }
+            }
+        }
+        Ok(if all_work { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    })
 }
 
 fn host_and_port(text: &str) -> Result<(String, u16), String> {

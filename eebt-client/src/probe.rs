@@ -3,10 +3,11 @@
 //! Only where the person wants it, since a site is visited that was visited anyway, but once more.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tor_proto::client::stream::DataStream;
@@ -64,38 +65,45 @@ fn is_due(asked: &Mutex<HashMap<(String, u16), Instant>>, host: &str, port: u16,
 /// not Tor that the site dislikes, but the look of our request, say.
 async fn probe(connector: &Connector, https: &Https, host: &str, port: u16) -> Option<Reason> {
     let over_tor = connector.through_tor(&Group::of_nobody(), host, port).await.ok()?;
-    let Answer::Blocked(reason) = ask(https, over_tor.stream, host, port).await? else { return None };
+    let Answer::Blocked(reason) = ask(Some(https), over_tor.stream, host, port).await? else { return None };
     let group = Group::of_nobody();
     let other = timeout(TIMEOUT, connector.through_exit_bridge(&group, host, port)).await.ok()?.ok()?;
-    match ask(https, other.stream, host, port).await? {
+    match ask(Some(https), other.stream, host, port).await? {
         Answer::Open => Some(reason),
         _ => None,
     }
 }
 
-/// What `/` is answered with; `None` without an answer.
-async fn ask(https: &Https, stream: DataStream, host: &str, port: u16) -> Option<Answer> {
+/// What `/` is answered with, by HTTPS or plain HTTP; `None` without an answer.
+pub(crate) async fn ask(https: Option<&Https>, stream: DataStream, host: &str, port: u16) -> Option<Answer> {
     let asking = async {
-        let mut stream = https.connect(host, stream).await?;
-        stream.write_all(request(host, port).as_bytes()).await?;
-        stream.flush().await?;
-        let mut got = Vec::new();
-        loop {
-            // Many end without saying so in TLS.
-            let all = matches!(stream.read_buf(&mut got).await, Ok(0) | Err(_));
-            match judge_probe(&got, all) {
-                Answer::More => {}
-                answer => return std::io::Result::Ok(answer),
-            }
+        match https {
+            Some(https) => answer(https.connect(host, stream).await?, request(host, port, 443)).await,
+            None => answer(stream, request(host, port, 80)).await,
         }
     };
     timeout(TIMEOUT, asking).await.ok()?.ok()
 }
 
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: String) -> io::Result<Answer> {
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    let mut got = Vec::new();
+    loop {
+        // Many end without saying so in TLS.
+        let all = matches!(stream.read_buf(&mut got).await, Ok(0) | Err(_));
+        match judge_probe(&got, all) {
+            _ if all && got.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Answer::More => {}
+            answer => return Ok(answer),
+        }
+    }
+}
+
 /// As a browser asks that comes for the first time. Without compressions that we don't read.
-fn request(host: &str, port: u16) -> String {
+fn request(host: &str, port: u16, usual: u16) -> String {
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let port = if port == usual { String::new() } else { format!(":{port}") };
     format!(
         "GET / HTTP/1.1\r\n\
          Host: {host}{port}\r\n\
@@ -130,11 +138,14 @@ mod tests {
 
     #[test]
     fn requests_name_their_host() {
-        assert!(request("a.example", 443).contains("\r\nHost: a.example\r\n"));
-        assert!(request("2001:db8::1", 8443).contains("\r\nHost: [2001:db8::1]:8443\r\n"));
+        assert!(request("a.example", 443, 443).contains("\r\nHost: a.example\r\n"));
+        assert!(request("2001:db8::1", 8443, 443).contains("\r\nHost: [2001:db8::1]:8443\r\n"));
         let mut fields = [httparse::EMPTY_HEADER; 20];
         assert!(
-            httparse::Request::new(&mut fields).parse(request("a", 443).as_bytes()).unwrap().is_complete()
+            httparse::Request::new(&mut fields)
+                .parse(request("a", 443, 443).as_bytes())
+                .unwrap()
+                .is_complete()
         );
     }
 }
