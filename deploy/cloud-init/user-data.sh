@@ -6,7 +6,8 @@ umask 077
 phase() { echo "eebt: $1 after $(cut -d ' ' -f 1 /proc/uptime) s" | tee /dev/kmsg 2>/dev/null || true; }
 trap 'status=$?; [ $status = 0 ] || { phase "failed ($status)"; systemctl poweroff; }' EXIT
 
-# Its end, first of all. An absolute time, looked at again after each restart.
+# Its end, first of all. An absolute time, looked at again after each restart; and so long from now at most, should the clock
+# be wrong.
 cat > /etc/systemd/system/eebt-expiry.service <<'END'
 [Unit]
 Description=The end of this exit bridge
@@ -17,6 +18,7 @@ END
 cat > /etc/systemd/system/eebt-expiry.timer <<'END'
 [Timer]
 OnCalendar=@EXPIRES@
+OnActiveSec=@LIFETIME@
 Persistent=true
 AccuracySec=1s
 [Install]
@@ -25,6 +27,8 @@ END
 systemctl daemon-reload
 systemctl enable --now --quiet eebt-expiry.timer
 phase "expiry is set"
+# The timer never fires for what is past.
+[ "$(date +%s)" -lt @EXPIRES_SECONDS@ ] || { phase "it has expired"; exit 1; }
 
 # No remote login, and one port in. The exit bridge itself never gets to see the cloud's metadata, which has its keys.
 @SSH@systemctl disable --now --quiet ssh.service ssh.socket 2>/dev/null || true
@@ -50,7 +54,8 @@ table inet eebt {
     }
     chain out {
         type filter hook output priority 0; policy accept;
-        meta skuid $(id -u eebt-bridge) ip daddr { 169.254.0.0/16 } udp dport != 53 drop
+        meta skuid $(id -u eebt-bridge) ip daddr 169.254.0.0/16 meta l4proto { tcp, udp } th dport 53 accept
+        meta skuid $(id -u eebt-bridge) ip daddr 169.254.0.0/16 drop
         meta skuid $(id -u eebt-bridge) ip6 daddr { fd00:ec2::/32, fe80::/10 } drop
     }
     chain forward { type filter hook forward priority 0; policy drop; }

@@ -158,8 +158,11 @@ impl Checker {
         let https =
             pages.iter().any(|page| page.tls).then(Https::new).transpose().map_err(RunError::Probe)?;
         let tor_config = config.tor_client_config()?;
-        let tor = TorClient::with_runtime(runtime).config(tor_config.clone()).create_bootstrapped();
-        let tor = tor.await.map_err(|error| RunError::Tor(Box::new(error)))?;
+        let tor = TorClient::with_runtime(runtime)
+            .config(tor_config.clone())
+            .create_bootstrapped()
+            .await
+            .map_err(|error| RunError::Tor(Box::new(error)))?;
         Ok(Self { paths: Paths::new(tor, &tor_config)?, path: config.path, https, pages })
     }
 

@@ -1,7 +1,8 @@
 //! All instances of one operator, and what is made of the remains of an `eebt` that was killed.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::process::Child;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
@@ -23,6 +24,8 @@ pub struct Fleet {
     pub(crate) dir: StateDir,
     pub(crate) ledger: Ledger,
     pub(crate) claim: Claim,
+    /// Processes that we started and left to themselves: they are waited for when they have ended.
+    pub(crate) children: Mutex<Vec<Child>>,
     /// Connected to at the first use.
     pub(crate) aws: OnceLock<Result<Aws, CloudError>>,
 }
@@ -80,7 +83,7 @@ impl Fleet {
         let door = locks::lock(&dir.door(), DOOR_PATIENCE)?;
         let ledger = Ledger::open(&dir.ledger())?;
         let claim = Claim::new(&dir.claims())?;
-        let fleet = Self { dir, ledger, claim, aws: OnceLock::new() };
+        let fleet = Self { dir, ledger, claim, children: Mutex::default(), aws: OnceLock::new() };
         let mut news = fleet.reconcile(now)?;
         Claim::sweep(&fleet.dir.claims());
         // Clouds take their time. Claims are enough to keep others off.
@@ -90,9 +93,42 @@ impl Fleet {
         Ok((fleet, news))
     }
 
+    /// Looks again at what has ended, or was left by others, also in these `places` of clouds; returns what is new.
+    ///
+    /// # Errors
+    /// See [`FleetError`].
+    pub fn look(&self, now: SystemTime, places: &[(Provider, String)]) -> Result<Vec<News>, FleetError> {
+        self.children
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        let door = locks::lock(&self.dir.door(), DOOR_PATIENCE)?;
+        let mut news = self.reconcile(now)?;
+        drop(door);
+        news.extend(self.reconcile_clouds(now, places)?);
+        Ok(news)
+    }
+
+    /// Notes that an exit bridge serves which was left to itself before that was known. Returns whether that is new.
+    ///
+    /// # Errors
+    /// See [`LedgerError`].
+    pub fn note_serving(&self, row: &Instance, now: SystemTime) -> Result<bool, LedgerError> {
+        let is_new = row.state == State::Starting && self.ledger.claim(row, &self.claim.id)?;
+        if is_new {
+            self.ledger.advance(&row.id, &self.claim.id, &Step::to(State::Running), now)?;
+        }
+        Ok(is_new)
+    }
+
     /// The ledger, to read from.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// Where all of it lies.
+    pub fn dir(&self) -> &StateDir {
+        &self.dir
     }
 
     /// The folder of an instance.
@@ -240,6 +276,8 @@ fn adopt(id: &str, folder: &Folder) -> Option<Instance> {
         stop_requested: false,
         stop_by: None,
         last_error: None,
+        ready: None,
+        burned: None,
         purchase: None,
     })
 }

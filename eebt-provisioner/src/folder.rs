@@ -83,6 +83,35 @@ impl StateDir {
         }
     }
 
+    /// Takes on the name of a fleet whose folder was lost.
+    ///
+    /// # Errors
+    /// This one has another name already, or it can't be written.
+    pub fn adopt_fleet(&self, fleet: &str) -> Result<(), FolderError> {
+        let path = self.0.join("fleet");
+        match fs::read_to_string(&path) {
+            Ok(known) if known.trim() == fleet => Ok(()),
+            Ok(_) => Err(failed("take another fleet's name in", &path)(io::ErrorKind::AlreadyExists.into())),
+            Err(_) => write_private(&path, &format!("{fleet}\n")),
+        }
+    }
+
+    /// Notes that machines are bought from this provider: in files, for a ledger may be lost.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn note_cloud(&self, provider: &str) -> Result<(), FolderError> {
+        private_dir(&self.0.join("clouds"))?;
+        let path = self.0.join("clouds").join(provider);
+        if path.exists() { Ok(()) } else { write_private(&path, "") }
+    }
+
+    /// The providers that machines were ever bought from.
+    pub fn clouds(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.join("clouds")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
     /// The lock that one `eebt` at a time holds while it looks at what others left.
     pub fn door(&self) -> PathBuf {
         self.0.join("door.lock")
@@ -91,6 +120,44 @@ impl StateDir {
     /// The folder of claims.
     pub fn claims(&self) -> PathBuf {
         self.0.join("claims")
+    }
+
+    /// What the client that checks exit bridges keeps: its guards, and the consensus.
+    pub fn check(&self) -> PathBuf {
+        self.0.join("check")
+    }
+
+    /// A file that nobody else can open, and that is gone when it is closed.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn nameless(&self) -> io::Result<File> {
+        let path = self.0.join(format!("{:016x}", rand::random::<u64>()));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        fs::remove_file(&path).map(|()| file)
+    }
+
+    /// Puts a file that only its owner may read in the place of another one, at once.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn replace_private(path: &Path, text: &str) -> Result<(), FolderError> {
+        let new = path.with_extension(format!("{:016x}", rand::random::<u64>()));
+        write_private(&new, text)?;
+        fs::rename(&new, path).map_err(|error| {
+            let _ = fs::remove_file(&new);
+            failed("replace", path)(error)
+        })
+    }
+
+    /// The lock of the `eebt run` that keeps this fleet.
+    pub fn run_lock(&self) -> PathBuf {
+        self.0.join("run.lock")
+    }
+
+    /// What the `eebt run` that keeps this fleet says of itself.
+    pub fn run_report(&self) -> PathBuf {
+        self.0.join("run.json")
     }
 
     /// The folder of one instance, which may not exist (any more).

@@ -168,6 +168,10 @@ pub struct Instance {
     pub stop_by: Option<SystemTime>,
     /// Why it ended, if not by the operator's wish.
     pub last_error: Option<String>,
+    /// When it was first seen to serve.
+    pub ready: Option<SystemTime>,
+    /// Who knows it for what it is: a canary origin, or a block list.
+    pub burned: Option<String>,
     /// The machine that was bought for it.
     pub purchase: Option<Purchase>,
 }
@@ -188,6 +192,8 @@ pub struct Purchase {
     pub kind: String,
     /// For an hour, at most.
     pub price: MicroUsd,
+    /// For all traffic that it may carry in its life, at most.
+    pub traffic: MicroUsd,
     /// Under which it was ordered last, if it was.
     pub token: Option<String>,
     /// The cloud's name for the machine, once known.
@@ -264,6 +270,8 @@ pub(crate) mod tests {
             stop_requested: false,
             stop_by: (state == State::Stopping).then(|| at(500)),
             last_error: None,
+            ready: None,
+            burned: None,
             purchase: None,
         }
     }

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rusqlite::types::Type;
-use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use crate::cloud::MicroUsd;
 use crate::instance::{Instance, Purchase, State};
@@ -75,6 +75,10 @@ const MIGRATIONS: &[&str] = &["
     INSERT INTO new_instances SELECT *, NULL, NULL, NULL, NULL, NULL FROM instances;
     DROP TABLE instances;
     ALTER TABLE new_instances RENAME TO instances;
+", "
+    ALTER TABLE instances ADD COLUMN ready INTEGER; -- when it was first seen to serve
+    ALTER TABLE instances ADD COLUMN burned TEXT; -- who knows it for what it is
+    ALTER TABLE instances ADD COLUMN traffic INTEGER; -- millionths of a US dollar, for all that it may carry
 "];
 
 /// What is not over.
@@ -334,7 +338,8 @@ impl Ledger {
                     token = CASE WHEN ?3 = 'keys' THEN NULL ELSE coalesce(?11, token) END,
                     kind = coalesce(?12, kind),
                     price = coalesce(?13, price),
-                    machine = coalesce(?14, machine)
+                    machine = coalesce(?14, machine),
+                    ready = CASE WHEN ?3 = 'running' THEN coalesce(ready, ?15) ELSE ready END
                 WHERE id = ?1 AND claim = ?2",
                 params![
                     id,
@@ -351,6 +356,7 @@ impl Ledger {
                     step.order.map(|(_, kind, _)| kind),
                     step.order.map(|(_, _, price)| whole(price)),
                     step.machine,
+                    seconds(now),
                 ],
             )
             .map_err(&write)?;
@@ -359,6 +365,24 @@ impl Ledger {
         }
         tx.commit().map_err(&write)?;
         Ok(changed == 1)
+    }
+
+    /// Writes down who knows an instance for what it is; the first one counts.
+    ///
+    /// # Errors
+    /// [`LedgerError::Query`].
+    pub fn burn(&self, id: &str, by: &str, now: SystemTime) -> Result<bool, LedgerError> {
+        let write = query("write to");
+        let mut conn = self.conn();
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&write)?;
+        let sql = "UPDATE instances SET burned = ?2 WHERE id = ?1 AND burned IS NULL AND ended IS NULL RETURNING state";
+        let state = tx.query_row(sql, [id, by], |row| parsed::<State>(row, "state")).optional();
+        if let Some(state) = state.map_err(&write)? {
+            event(&tx, id, state, Some(&format!("burned: {by}")), now).map_err(&write)?;
+            tx.commit().map_err(&write)?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// Asks whoever has claimed a row to take the instance down.
@@ -375,8 +399,8 @@ fn insert(tx: &Transaction<'_>, row: &Instance) -> rusqlite::Result<()> {
     tx.execute(
         "INSERT INTO instances
             (id, attempt, provider, state, address, listen, status, created, expires, line, claim,
-             region, kind, price, token, machine)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+             region, kind, price, token, machine, traffic)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
         params![
             row.id,
             row.attempt,
@@ -394,6 +418,7 @@ fn insert(tx: &Transaction<'_>, row: &Instance) -> rusqlite::Result<()> {
             row.purchase.as_ref().map(|purchase| whole(purchase.price)),
             row.purchase.as_ref().map(|purchase| &purchase.token),
             row.purchase.as_ref().map(|purchase| &purchase.machine),
+            row.purchase.as_ref().map(|purchase| whole(purchase.traffic)),
         ],
     )?;
     event(tx, &row.id, row.state, None, row.created)
@@ -443,11 +468,14 @@ fn instance(row: &Row<'_>) -> rusqlite::Result<Instance> {
         stop_requested: row.get("stop_requested")?,
         stop_by: row.get::<_, Option<i64>>("stop_by")?.map(time),
         last_error: row.get("last_error")?,
+        ready: row.get::<_, Option<i64>>("ready")?.map(time),
+        burned: row.get("burned")?,
         purchase: match row.get::<_, Option<String>>("region")? {
             Some(region) => Some(Purchase {
                 region,
                 kind: row.get("kind")?,
-                price: MicroUsd(row.get::<_, i64>("price")?.try_into().unwrap_or_default()),
+                price: money(row, "price")?,
+                traffic: money(row, "traffic")?,
                 token: row.get("token")?,
                 machine: row.get("machine")?,
             }),
@@ -469,6 +497,11 @@ where
 fn seconds(at: SystemTime) -> i64 {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn money(row: &Row<'_>, column: &str) -> rusqlite::Result<MicroUsd> {
+    let sum: Option<i64> = row.get(column)?;
+    Ok(MicroUsd(sum.unwrap_or_default().try_into().unwrap_or_default()))
 }
 
 fn whole(price: MicroUsd) -> i64 {

@@ -8,14 +8,18 @@
 //!
 //! Read in this order: [`plan`] (what is going to be made), [`raise`] and [`lower`] (the two sagas),
 //! [`fleet`] (what is made of the remains of a crashed one), [`local`] (the provider: processes on
-//! this machine), [`cloud`] (the providers that cost money, and their saga).
+//! this machine), [`cloud`] (the providers that cost money, and their saga), [`keep`] (what `eebt run` does about a
+//! fleet), [`watch`] (what is seen of exit bridges from outside: [`check`], [`block_list`]).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod block_list;
+pub mod check;
 pub mod cloud;
 pub mod fleet;
 pub mod folder;
 pub mod instance;
+pub mod keep;
 pub mod ledger;
 pub mod local;
 pub mod locks;
@@ -23,6 +27,8 @@ pub mod lower;
 pub mod machine;
 pub mod plan;
 pub mod raise;
+pub mod report;
+pub mod watch;
 
 pub use fleet::Fleet;
 pub use instance::{Instance, Provider, State};
@@ -37,7 +43,18 @@ pub const CRASH_POINTS: (&[&str], &[&str]) = (
 /// The same for a machine in a cloud.
 #[doc(hidden)]
 pub const CLOUD_CRASH_POINTS: (&[&str], &[&str]) = (
-    &["planned", "folder", "keys-made", "keys", "order-written", "ordered", "bought", "launched", "ready"],
+    &[
+        "planned",
+        "folder",
+        "keys-made",
+        "keys",
+        "order-written",
+        "ordered",
+        "bought",
+        "launched",
+        "addressed",
+        "ready",
+    ],
     &["stopping", "gone", "cleared"],
 );
 

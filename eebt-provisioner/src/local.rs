@@ -90,6 +90,21 @@ pub struct BridgeConfig {
     allow_ingress: Vec<IpNet>,
     drain: String,
     expires: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limits: Option<Limits>,
+}
+
+/// Of the exit bridge's own limits, what is not left at its default.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Limits {
+    total_bytes: Rate,
+}
+
+/// A token bucket.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Rate {
+    per_second: f64,
+    burst: f64,
 }
 
 impl BridgeConfig {
@@ -111,12 +126,23 @@ impl BridgeConfig {
             allow_ingress: settings.allow_ingress.clone(),
             drain: humantime::format_duration(DRAIN).to_string(),
             expires: humantime::format_rfc3339_seconds(row.expires).to_string(),
+            limits: None,
         }
     }
 
     /// The same on a machine of its own, which keeps things elsewhere.
     pub fn in_guest(self, keys: PathBuf, state_dir: PathBuf, network: Option<PathBuf>) -> Self {
         Self { keys, pid_file: state_dir.join("pid"), state_dir, network, ..self }
+    }
+
+    /// The same, which carries so many bytes in its life at most: half of them as fast as it can, the rest evenly over
+    /// its life.
+    #[allow(clippy::cast_precision_loss)] // of bytes that a network carries
+    pub fn carrying(self, bytes: u64, lifetime: Duration) -> Self {
+        // An exit bridge refuses a bucket that holds less than a write of its own.
+        let half = (bytes as f64 / 2.0).max(65_536.0);
+        let total_bytes = Rate { per_second: half / lifetime.as_secs_f64().max(1.0), burst: half };
+        Self { limits: Some(Limits { total_bytes }), ..self }
     }
 
     /// When the instance ends by itself.

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use crate::crash_point;
 use crate::fleet::Fleet;
 use crate::folder::FolderError;
-use crate::instance::{DRAIN, GRACE, State};
+use crate::instance::{DRAIN, GRACE, Instance, State};
 use crate::ledger::{LedgerError, Step};
 use crate::local::{self, LocalError};
 use crate::locks::LockError;
@@ -83,6 +83,16 @@ impl Fleet {
             sleep(Duration::from_millis(50));
         };
 
+        let lowered = self.lower_claimed(&row, at_once);
+        if lowered.is_err() {
+            // Whoever looks next tries again.
+            let _ = self.ledger.release(id, &self.claim.id);
+        }
+        lowered
+    }
+
+    fn lower_claimed(&self, row: &Instance, at_once: bool) -> Result<Lowered, LowerError> {
+        let id = row.id.as_str();
         let folder = self.folder(id);
         let patience = DRAIN + GRACE;
         let step = |step| self.ledger.advance(id, &self.claim.id, &step, SystemTime::now());
@@ -90,7 +100,7 @@ impl Fleet {
         crash_point("stopping");
         if row.purchase.is_some() {
             // The machine is shut down in order: its streams have as long as its unit lets them drain.
-            self.end_machine(&row)?;
+            self.end_machine(row)?;
             crash_point("gone");
             folder.clear()?;
             crash_point("cleared");

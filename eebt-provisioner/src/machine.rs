@@ -58,9 +58,8 @@ pub fn interface_addresses() -> Vec<IpAddr> {
         .collect()
 }
 
-/// Where the program `eebt-bridge` is: beside this one, or in `PATH`.
-pub fn find_bridge() -> Option<PathBuf> {
-    let name = "eebt-bridge";
+/// Where another program of ours is: beside this one, or in `PATH`.
+pub fn find_program(name: &str) -> Option<PathBuf> {
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(name)));
     let path = std::env::var_os("PATH").unwrap_or_default();
     beside

@@ -33,6 +33,12 @@ struct Args {
 enum Command {
     /// Start exit bridges and print the bridge line of each as soon as it serves
     Up(Box<cmds::up::Args>),
+    /// Keep so many exit bridges at work, until this program is stopped
+    Run(Box<cmds::run::Args>),
+    /// Say how the fleet is, and what `eebt run` makes of it
+    Status(cmds::status::Args),
+    /// Draw the fleet over time
+    History(cmds::history::Args),
     /// List the exit bridges of this fleet
     Ls(cmds::ls::Args),
     /// End exit bridges, letting their streams finish first
@@ -82,8 +88,10 @@ fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
             .context("no home folder to keep state in; name one with --state-dir")?,
     };
     // Before anything is written anywhere.
-    if let Command::Up(args) = &args.command {
-        args.check()?;
+    match &args.command {
+        Command::Up(args) => args.check()?,
+        Command::Run(args) => args.check()?,
+        _ => {}
     }
     let (fleet, news) = Fleet::open(&dir, SystemTime::now())?;
     for news in news {
@@ -91,6 +99,9 @@ fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
     }
     match args.command {
         Command::Up(args) => args.run(&fleet, printer),
+        Command::Run(args) => args.run(&fleet, printer),
+        Command::Status(args) => args.run(&fleet, printer),
+        Command::History(args) => args.run(&fleet, printer),
         Command::Ls(args) => args.run(&fleet, printer),
         Command::Down(args) => args.run(&fleet, printer),
         Command::Gc(args) => args.run(&fleet, printer),

@@ -2,6 +2,7 @@
 //! step, since it removes whatever it finds ([`local::undo`]).
 
 use std::process::ExitStatus;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
@@ -56,6 +57,8 @@ pub enum RaiseError {
         after: Duration,
         /// What it last said.
         reason: String,
+        /// What to try.
+        hint: Option<String>,
     },
     /// Ctrl-C.
     #[error("interrupted")]
@@ -83,9 +86,7 @@ impl RaiseError {
         match self {
             Self::Local(err) => err.hint(),
             Self::Cloud(err) => err.hint.clone(),
-            Self::NotReady { .. } => {
-                Some("a slow network may need a longer --timeout; `eebt logs ID` shows the whole log".into())
-            }
+            Self::NotReady { hint, .. } => hint.clone(),
             Self::Ended(_) => Some("`eebt logs ID` shows the whole log".into()),
             _ => None,
         }
@@ -127,7 +128,7 @@ impl Fleet {
         &self,
         request: &Request,
         now: SystemTime,
-        expires: SystemTime,
+        expires: impl Fn() -> SystemTime,
     ) -> Result<Vec<Instance>, ReserveError> {
         let planned = self.ledger.reserve(None, |live| {
             let row = |slot: Slot| Instance {
@@ -139,7 +140,7 @@ impl Fleet {
                 listen: slot.listen,
                 status: slot.status,
                 created: now,
-                expires,
+                expires: expires(),
                 ended: None,
                 line: None,
                 pid: None,
@@ -147,6 +148,8 @@ impl Fleet {
                 stop_requested: false,
                 stop_by: None,
                 last_error: None,
+                ready: None,
+                burned: None,
                 purchase: None,
             };
             Ok::<_, ReserveError>(choose(request, live)?.into_iter().map(row).collect())
@@ -182,8 +185,11 @@ impl Fleet {
                     let _ = self.ledger.advance(&row.id, &self.claim.id, &step, SystemTime::now());
                     Failed { id: row.id.clone(), error: Box::new(error), log }
                 }
-                // The row stays in our claim, which ends with us: the next run tries again.
-                Err(undo) => Failed { id: row.id.clone(), error: Box::new(undo.into()), log },
+                // Whoever looks next tries again.
+                Err(undo) => {
+                    let _ = self.ledger.release(&row.id, &self.claim.id);
+                    Failed { id: row.id.clone(), error: Box::new(undo.into()), log }
+                }
             }
         })
     }
@@ -235,14 +241,19 @@ impl Fleet {
                     return Ok(());
                 };
                 if start.elapsed() >= patience {
-                    return Err(RaiseError::NotReady { after: patience, reason });
+                    let hint =
+                        "a slow network may need a longer --timeout; `eebt logs ID` shows the whole log";
+                    return Err(RaiseError::NotReady { after: patience, reason, hint: Some(hint.into()) });
                 }
                 self.check_wanted(row, interrupted)?;
                 sleep(POLL);
             }
         };
         match serve() {
-            Ok(()) => Ok(line),
+            Ok(()) => {
+                self.children.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+                Ok(line)
+            }
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();

@@ -16,15 +16,16 @@ use aws_sdk_ec2::config::ProvideCredentials as _;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::create_security_group::CreateSecurityGroupError;
 use aws_sdk_ec2::types::{
-    Filter, HttpTokensState, Instance, InstanceInterruptionBehavior, InstanceMarketOptionsRequest,
-    InstanceMetadataEndpointState, InstanceMetadataOptionsRequest, InstanceStateName, InstanceType,
-    IpPermission, IpRange, Ipv6Range, LocationType, MarketType, Placement, ResourceType, ShutdownBehavior,
-    SpotInstanceType, SpotMarketOptions, Tag, TagSpecification,
+    CreditSpecificationRequest, Filter, HttpTokensState, Instance, InstanceInterruptionBehavior,
+    InstanceMarketOptionsRequest, InstanceMetadataEndpointState, InstanceMetadataOptionsRequest,
+    InstanceStateName, InstanceType, IpPermission, IpRange, Ipv6Range, LocationType, MarketType, Placement,
+    ResourceType, ShutdownBehavior, SpotInstanceType, SpotMarketOptions, Tag, TagSpecification,
 };
 use data_encoding::BASE64;
 use tokio::runtime::Runtime;
 
-use super::{Cloud, CloudError, Condition, Machine, MicroUsd, Offer, Order, Query, Tags, Trouble};
+use super::{Attempts, Cloud, CloudError, Condition, Machine, MicroUsd, Offer, Order, Query, Tags, Trouble};
+use crate::fleet::FleetError;
 
 /// Who makes Debian's images (the account is the same in all regions of the public cloud; see Debian's wiki, "Cloud").
 const DEBIAN: &str = "136693071363";
@@ -36,6 +37,12 @@ const FLEET: &str = "eebt:fleet";
 const ID: &str = "eebt:id";
 const ATTEMPT: &str = "eebt:attempt";
 const EXPIRES: &str = "eebt:expires";
+const COST: &str = "eebt:cost";
+
+/// A public IPv4 address costs so much for an hour, and the 8 GB of a Debian image's disk (gp3, where it is dearest).
+const BESIDES: MicroUsd = MicroUsd(5_000 + 1_700);
+/// A GB that leaves: where it is cheapest, and at most.
+const TRAFFIC: (MicroUsd, MicroUsd) = (MicroUsd(90_000), MicroUsd(154_000));
 
 /// How long one call may take with all its tries, and one try of it.
 const CALL: Duration = Duration::from_secs(120);
@@ -200,12 +207,13 @@ impl Cloud for Aws {
             None => self.image(region, &query.arch)?,
         };
         // Types of other processors are left out here.
-        let mut request = client
+        // By a filter, for a name that a region does not know would fail the call.
+        let kinds =
+            query.kinds.iter().fold(Filter::builder().name("instance-type"), |all, kind| all.values(kind));
+        let request = client
             .describe_instance_types()
-            .filters(filter("processor-info.supported-architecture", &query.arch));
-        for kind in &query.kinds {
-            request = request.instance_types(InstanceType::from(kind.as_str()));
-        }
+            .filters(filter("processor-info.supported-architecture", &query.arch))
+            .filters(kinds.clone().build());
         let types = self.call(
             "DescribeInstanceTypes",
             region,
@@ -216,10 +224,6 @@ impl Cloud for Aws {
 
         let mut request =
             client.describe_instance_type_offerings().location_type(LocationType::AvailabilityZone);
-        let mut kinds = Filter::builder().name("instance-type");
-        for kind in &query.kinds {
-            kinds = kinds.values(kind);
-        }
         request = request.filters(kinds.build());
         let offered = request.into_paginator().items().send().try_collect();
         let offered = self.call("DescribeInstanceTypeOfferings", region, offered)?;
@@ -253,12 +257,17 @@ impl Cloud for Aws {
                 let (_, price) = *in_force.get(&(kind, zone))?;
                 let price = MicroUsd((price.0.saturating_mul(BID)).div_ceil(100));
                 let (kind, zone, image) = (kind.as_str().to_owned(), zone.to_owned(), image.clone());
-                Some(Offer { kind, zone, price, image })
+                Some(Offer { kind, zone, price, besides: BESIDES, image })
             })
             .collect();
         let place = |kind: &String| query.kinds.iter().position(|wanted| wanted == kind);
         offers.sort_by(|a, b| (a.price, place(&a.kind), &a.zone).cmp(&(b.price, place(&b.kind), &b.zone)));
         Ok(offers)
+    }
+
+    fn traffic_price(&self, region: &str) -> MicroUsd {
+        let is_cheap = ["us-east-", "us-west-", "ca-", "eu-"].iter().any(|begin| region.starts_with(begin));
+        if is_cheap { TRAFFIC.0 } else { TRAFFIC.1 }
     }
 
     fn create(&self, order: &Order) -> Result<Machine, CloudError> {
@@ -273,6 +282,7 @@ impl Cloud for Aws {
                 .tags(tag(ID, &tags.id))
                 .tags(tag(ATTEMPT, &tags.attempt))
                 .tags(tag(EXPIRES, &expires))
+                .tags(tag(COST, &tags.cost.to_string()))
                 .build()
         });
         let spot = SpotMarketOptions::builder()
@@ -300,8 +310,21 @@ impl Cloud for Aws {
             .instance_initiated_shutdown_behavior(ShutdownBehavior::Terminate)
             .metadata_options(metadata.build())
             .instance_market_options(spot.build())
+            // A busy machine of a t type would else be billed for credits, without a limit.
+            .set_credit_specification(
+                is_burstable(&offer.kind)
+                    .then(|| CreditSpecificationRequest::builder().cpu_credits("standard").build()),
+            )
             .set_tag_specifications(Some(marks.into()));
-        let answer = self.call("RunInstances", region, request.send())?;
+        let answer = match self.runtime.block_on(request.send()) {
+            Ok(answer) => answer,
+            // What else it depends on has changed since, such as a security group: its tag answers then.
+            Err(error) if error.code() == Some("IdempotentParameterMismatch") => {
+                let failed = failed("RunInstances", region, &error);
+                return self.list(region)?.into_iter().find(|machine| machine.id == tags.id).ok_or(failed);
+            }
+            Err(error) => return Err(failed("RunInstances", region, &error)),
+        };
         let bought = answer.instances().first().and_then(machine);
         let bought = bought.ok_or_else(|| nameless("RunInstances", region))?;
         match bought.condition {
@@ -329,7 +352,7 @@ impl Cloud for Aws {
         self.call("TerminateInstances", region, request.send()).map(|_| ())
     }
 
-    fn tidy(&self, region: &str, fleet: &str, attempts: &[String]) -> Result<(), CloudError> {
+    fn tidy(&self, region: &str, fleet: &str, attempts: &Attempts<'_>) -> Result<(), FleetError> {
         let client = self.client(region);
         let request = client.describe_security_groups().filters(filter(&format!("tag:{FLEET}"), fleet));
         let groups = self.call(
@@ -337,20 +360,26 @@ impl Cloud for Aws {
             region,
             request.into_paginator().items().send().try_collect(),
         )?;
+        let attempts = attempts()?;
         for group in &groups {
             let attempt = group.tags().iter().find(|tag| tag.key() == Some(ATTEMPT)).and_then(Tag::value);
-            let is_used = attempt.is_some_and(|attempt| attempts.iter().any(|used| used == attempt));
+            let is_used = attempt.is_some_and(|attempt| attempts.contains(attempt));
             let Some(id) = group.group_id().filter(|_| !is_used) else { continue };
             match self.runtime.block_on(client.delete_security_group().group_id(id).send()) {
                 Ok(_) => {}
                 // A machine that is about to end has it still, or somebody else was faster.
                 Err(error)
                     if matches!(error.code(), Some("DependencyViolation" | "InvalidGroup.NotFound")) => {}
-                Err(error) => return Err(failed("DeleteSecurityGroup", region, &error)),
+                Err(error) => return Err(failed("DeleteSecurityGroup", region, &error).into()),
             }
         }
         Ok(())
     }
+}
+
+/// Does AWS bill this type's processor by credits?
+fn is_burstable(kind: &str) -> bool {
+    ["t2.", "t3.", "t3a.", "t4g."].iter().any(|family| kind.starts_with(family))
 }
 
 fn filter(name: &str, value: &str) -> Filter {
@@ -376,6 +405,7 @@ fn machine(instance: &Instance) -> Option<Machine> {
         id: tag(ID)?.to_owned(),
         attempt: tag(ATTEMPT).unwrap_or_default().to_owned(),
         expires: tag(EXPIRES).and_then(|text| humantime::parse_rfc3339(text).ok()),
+        cost: tag(COST).and_then(|text| text.parse().ok()).unwrap_or_default(),
         bought: instance.launch_time().and_then(|at| SystemTime::try_from(*at).ok()),
         kind: instance.instance_type().map(|kind| kind.as_str().to_owned()).unwrap_or_default(),
         reason: instance.state_reason().and_then(|reason| reason.message()).map(str::to_owned),
@@ -393,16 +423,32 @@ where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     let (trouble, said) = match error {
-        SdkError::ServiceError(_) => {
+        SdkError::ServiceError(answer) => {
             let code = error.code().unwrap_or("an error without a code");
+            let is_theirs = answer.raw().status().is_server_error();
             let message = error.message().unwrap_or_default();
             // EC2 appends an encrypted text of a thousand letters to what it does not permit.
             let message = message.split(" Encoded authorization failure message").next().unwrap_or_default();
-            (trouble(code), format!("{code}: {message}"))
+            let trouble = match trouble(code) {
+                // Something broke there, and nobody knows what was done before it did.
+                Trouble::Refused if is_theirs => Trouble::Unknown,
+                trouble => trouble,
+            };
+            (trouble, format!("{code}: {message}"))
         }
         other => (Trouble::Unknown, crate::causes(other)),
     };
-    CloudError { cloud: "aws", action, region: region.into(), trouble, said, hint: hint(trouble, action) }
+    let hint = match error.code() {
+        Some("AuthFailure.ServiceLinkedRoleCreationNotPermitted") => Some(
+            "once for each account: aws iam create-service-linked-role --aws-service-name spot.amazonaws.com"
+                .into(),
+        ),
+        Some("VPCIdNotSpecified" | "DefaultVpcDoesNotExist") => {
+            Some(format!("once for each region: aws ec2 create-default-vpc --region {region}"))
+        }
+        _ => hint(trouble, action),
+    };
+    CloudError { cloud: "aws", action, region: region.into(), trouble, said, hint }
 }
 
 /// What an error code means (EC2 API reference, "Error codes").
@@ -410,10 +456,13 @@ fn trouble(code: &str) -> Trouble {
     match code {
         "InsufficientInstanceCapacity"
         | "InsufficientHostCapacity"
+        | "InsufficientAddressCapacity"
         | "InsufficientFreeAddressesInSubnet"
+        | "InsufficientVolumeCapacity"
         | "SpotMaxPriceTooLow"
         | "Unsupported" => Trouble::Capacity,
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => Trouble::Permission,
+        "AuthFailure.ServiceLinkedRoleCreationNotPermitted" => Trouble::Permission,
         "AuthFailure"
         | "InvalidClientTokenId"
         | "SignatureDoesNotMatch"

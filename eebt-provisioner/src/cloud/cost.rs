@@ -1,4 +1,4 @@
-//! What machines cost, by the prices that were bid for them: at most that. Traffic comes on top.
+//! What machines cost, at most: by the prices that were bid for them, and by the traffic that they may carry.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,14 +19,28 @@ pub fn cost(row: &Instance) -> MicroUsd {
 /// What fell due for a row from `from` to `to`.
 pub fn between(row: &Instance, from: SystemTime, to: SystemTime) -> MicroUsd {
     let Some(purchase) = row.purchase.as_ref().filter(|_| is_bought(row)) else { return MicroUsd::default() };
+    let traffic = traffic_until(row, purchase, to).0 - traffic_until(row, purchase, from.min(to)).0;
     let (from, to) = (row.created.max(from), paid_until(row).min(to));
-    purchase.price.for_seconds(to.duration_since(from).unwrap_or_default().as_secs())
+    let hours = purchase.price.for_seconds(to.duration_since(from).unwrap_or_default().as_secs());
+    MicroUsd(hours.0.saturating_add(traffic))
 }
 
-/// How long its machine ran until `to`, or may have.
-pub fn lived(row: &Instance, to: SystemTime) -> Duration {
-    let until = ends(row).min(to);
-    if is_bought(row) { until.duration_since(row.created).unwrap_or_default() } else { Duration::ZERO }
+/// What a row may have spent on traffic by then: half of all from its first moment, the rest evenly over its life. That
+/// is how its exit bridge is bounded (`BridgeConfig::in_guest`).
+fn traffic_until(row: &Instance, purchase: &Purchase, at: SystemTime) -> MicroUsd {
+    let age = at.min(ends(row)).duration_since(row.created).unwrap_or_default();
+    let life = row.expires.duration_since(row.created).unwrap_or_default().as_secs().max(1);
+    if age.is_zero() {
+        return MicroUsd::default();
+    }
+    let half = u128::from(purchase.traffic.0.div_ceil(2));
+    let rest = half * u128::from(age.as_secs().min(life)) / u128::from(life);
+    MicroUsd(u64::try_from(half + rest).unwrap_or(u64::MAX))
+}
+
+/// How long its machine ran, or will at most.
+pub fn lived(row: &Instance) -> Duration {
+    if is_bought(row) { ends(row).duration_since(row.created).unwrap_or_default() } else { Duration::ZERO }
 }
 
 fn ends(row: &Instance) -> SystemTime {
@@ -56,6 +70,7 @@ mod tests {
                 region: "r".into(),
                 kind: "k".into(),
                 price: MicroUsd(3600),
+                traffic: MicroUsd(0),
                 token: token.map(str::to_owned),
                 machine: None,
             }),
@@ -74,11 +89,27 @@ mod tests {
     }
 
     #[test]
+    fn traffic_counts_as_much_as_there_may_have_been() {
+        let mut row = bought(Some("t"), None);
+        if let Some(purchase) = &mut row.purchase {
+            (purchase.price, purchase.traffic) = (MicroUsd(0), MicroUsd(1000));
+        }
+        // Created at 0, expires at 1000.
+        assert_eq!(cost(&row), MicroUsd(1000), "all of it is promised");
+        for (now, spent) in [(0, 0), (1, 500), (500, 750), (1000, 1000), (1200, 1000)] {
+            assert_eq!(between(&row, at(0), at(now)), MicroUsd(spent), "at {now}");
+        }
+        assert_eq!(between(&row, at(500), at(1000)), MicroUsd(250));
+        row.ended = Some(at(500));
+        assert_eq!(cost(&row), MicroUsd(750));
+    }
+
+    #[test]
     fn parts_of_a_life_add_up() {
         let row = bought(Some("t"), Some(500));
         let parts = [(0, 100), (100, 400), (400, 9999)].map(|(from, to)| between(&row, at(from), at(to)).0);
         assert_eq!((parts, cost(&row).0), ([100, 300, 100], 500));
         assert_eq!(between(&row, at(600), at(700)), MicroUsd(0));
-        assert_eq!((lived(&row, at(50)).as_secs(), lived(&row, at(9999)).as_secs()), (50, 500));
+        assert_eq!(lived(&row).as_secs(), 500);
     }
 }

@@ -9,16 +9,18 @@ pub mod cost;
 mod saga;
 pub mod user_data;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::iter::Sum;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::SystemTime;
 
+use crate::fleet::FleetError;
 use crate::instance::Provider;
 use serde::{Deserialize, Serialize};
 
-pub use saga::{BuyError, Wanted};
+pub use saga::{BuyError, Come, Offers, Wanted};
 
 /// Money, in millionths of a US dollar: of an hour of a machine, or a sum of such.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -93,8 +95,17 @@ pub struct Offer {
     pub zone: String,
     /// For one hour, at most: what is bid.
     pub price: MicroUsd,
+    /// For one hour, what comes with it: a public address, a disk.
+    pub besides: MicroUsd,
     /// The system image that fits it.
     pub image: String,
+}
+
+impl Offer {
+    /// All that one hour costs, traffic excepted.
+    pub fn per_hour(&self) -> MicroUsd {
+        MicroUsd(self.price.0.saturating_add(self.besides.0))
+    }
 }
 
 /// One purchase, whole: said again it must be the same to the last byte, so it is kept in the folder of its instance.
@@ -128,6 +139,33 @@ pub struct Tags {
     pub attempt: String,
     /// When it ends by itself.
     pub expires: SystemTime,
+    /// What an hour costs at most, and all traffic that it may carry: for a ledger that is lost.
+    pub cost: Cost,
+}
+
+/// What a machine costs at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cost {
+    /// For an hour.
+    pub hour: MicroUsd,
+    /// For all traffic that it may carry.
+    pub traffic: MicroUsd,
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}+{}", self.hour.plain(), self.traffic.plain())
+    }
+}
+
+impl FromStr for Cost {
+    type Err = String;
+
+    /// As it is displayed.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (hour, traffic) = text.split_once('+').ok_or("no cost")?;
+        Ok(Self { hour: hour.parse()?, traffic: traffic.parse()? })
+    }
 }
 
 /// How a machine is.
@@ -156,6 +194,8 @@ pub struct Machine {
     pub attempt: String,
     /// Its tag: when it ends by itself.
     pub expires: Option<SystemTime>,
+    /// Its tag: what it costs.
+    pub cost: Cost,
     /// When it was bought.
     pub bought: Option<SystemTime>,
     /// What it is.
@@ -163,6 +203,9 @@ pub struct Machine {
     /// Why it is gone, if the cloud says.
     pub reason: Option<String>,
 }
+
+/// The attempts that are under way now.
+pub type Attempts<'a> = dyn Fn() -> Result<HashSet<String>, FleetError> + 'a;
 
 /// What a cloud can do. All of it may block, and may be called from several threads.
 pub trait Cloud: Send + Sync {
@@ -177,6 +220,9 @@ pub trait Cloud: Send + Sync {
     /// # Errors
     /// See [`CloudError`].
     fn offers(&self, region: &str, query: &Query) -> Result<Vec<Offer>, CloudError>;
+
+    /// What a GB (10^9 bytes) costs that leaves a machine there, at most.
+    fn traffic_price(&self, region: &str) -> MicroUsd;
 
     /// Buys one machine, or says which one was bought with this token before. An order whose token has bought a machine
     /// that is gone by now gives [`Trouble::Gone`].
@@ -198,11 +244,12 @@ pub trait Cloud: Send + Sync {
     fn terminate(&self, region: &str, machine: &str) -> Result<(), CloudError>;
 
     /// Removes what purchases of this fleet left behind that costs nothing, where no machine uses it any more, except
-    /// what belongs to the `attempts` that are under way.
+    /// what belongs to `attempts` that are under way. These are asked for after all that was left behind is known, so
+    /// that nothing of an attempt is taken for old that began meanwhile.
     ///
     /// # Errors
-    /// See [`CloudError`].
-    fn tidy(&self, region: &str, fleet: &str, attempts: &[String]) -> Result<(), CloudError>;
+    /// See [`CloudError`], and those of `attempts`.
+    fn tidy(&self, region: &str, fleet: &str, attempts: &Attempts<'_>) -> Result<(), FleetError>;
 }
 
 /// What kind of trouble it is.
@@ -267,5 +314,7 @@ mod tests {
         assert_eq!(MicroUsd(1_999_999).to_string(), "2.0000 USD");
         assert_eq!(MicroUsd(3600).for_seconds(1), MicroUsd(1));
         assert_eq!(MicroUsd(3601).for_seconds(1), MicroUsd(2));
+        let cost = Cost { hour: MicroUsd(8301), traffic: MicroUsd(198_000) };
+        assert_eq!((cost.to_string().as_str(), cost.to_string().parse()), ("0.008301+0.198000", Ok(cost)));
     }
 }

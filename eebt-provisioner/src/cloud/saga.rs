@@ -3,27 +3,38 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::cost::{SPENDING_TIME, cost};
 use super::user_data::{self, Program};
-use super::{Cloud, CloudError, Condition, Machine, MicroUsd, Offer, Order, Query, Tags, Trouble, aws::Aws};
-use crate::crash_point;
+use super::{
+    Cloud, CloudError, Condition, Cost, Machine, MicroUsd, Offer, Order, Query, Tags, Trouble, aws::Aws,
+};
+use crate::check::{Checked, Checker, Question};
 use crate::fleet::{Fleet, FleetError, News};
+use crate::folder::FolderError;
 use crate::instance::{Instance, Provider, Purchase, State};
 use crate::ledger::{LedgerError, Step};
 use crate::local::{self, BridgeConfig, Settings};
 use crate::plan::PORTS;
 use crate::raise::{Failed, RaiseError, new_id};
+use crate::{causes, crash_point};
 
 /// How long a new machine may be missing where the cloud lists machines.
 const SETTLE: Duration = Duration::from_secs(15 * 60);
 /// How long after its expiry a machine that should have ended by itself is ended.
 pub(super) const LATE: Duration = Duration::from_secs(5 * 60);
-/// How often new machines are asked for their addresses.
+/// How often new machines are asked for their addresses, and then whether they still live.
 const POLL: Duration = Duration::from_secs(2);
+const SLOW_POLL: Duration = Duration::from_secs(15);
+/// How often answers are looked for.
+const TICK: Duration = Duration::from_millis(100);
+/// How long one that does not serve yet is left alone. Relays do not try an address again for a minute that did not
+/// answer them; each question goes by another relay.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// Most offers that are tried for one machine.
 const MAX_OFFERS: usize = 6;
 /// Where the status page is in a guest, which has nothing else there.
@@ -44,6 +55,8 @@ pub struct Wanted {
     pub max_count: usize,
     /// Most that may be spent in [`SPENDING_TIME`], what is bought now included.
     pub max_spend: MicroUsd,
+    /// How many bytes each may carry in its life.
+    pub traffic: u64,
     /// Most for one machine and hour, if that is limited.
     pub max_price: Option<MicroUsd>,
     /// The program that they run.
@@ -63,6 +76,9 @@ pub enum BuyError {
     /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The state folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// There is no such region, or not for this account.
     #[error("--region: {0} is none of this account's")]
     Region(String),
@@ -104,12 +120,44 @@ impl BuyError {
         match self {
             Self::Cloud(err) => err.hint.clone(),
             Self::Ledger(err) => err.hint(),
+            Self::Folder(_) => Some("choose a folder that you may write to with --state-dir".into()),
             Self::Region(_) => Some("`eebt doctor` lists them".into()),
             Self::NoOffer { .. } => Some("name other types, another region, or a higher --max-price".into()),
             Self::TooMany { .. } => Some("`eebt down` ends some; a higher --max-count allows more".into()),
-            Self::TooDear { .. } => Some("a shorter --lifetime or a lower --count costs less".into()),
+            Self::TooDear { .. } => {
+                Some("a shorter --lifetime, a lower --count or less --traffic costs less; `eebt cost` shows what was spent".into())
+            }
         }
     }
+}
+
+/// A machine on its way.
+struct Coming {
+    row: Instance,
+    since: Instant,
+    line: Option<String>,
+    /// Whether it serves.
+    asked: Option<Question>,
+    ask_at: Instant,
+    /// What is in its way, and what to try.
+    said: Option<String>,
+    hint: Option<String>,
+}
+
+impl Coming {
+    fn new(row: Instance) -> Self {
+        let now = Instant::now();
+        Self { row, since: now, line: None, asked: None, ask_at: now, said: None, hint: None }
+    }
+}
+
+/// An exit bridge that has come up.
+#[derive(Debug)]
+pub struct Come {
+    /// Its bridge line.
+    pub line: String,
+    /// It serves, or why that is not known.
+    pub serves: Result<(), String>,
 }
 
 /// What is going to be bought: for each region its offers, cheapest first.
@@ -150,7 +198,7 @@ impl Fleet {
                 return Err(BuyError::Region(region.clone()));
             }
             let mut offers = cloud.offers(region, &wanted.query)?;
-            offers.retain(|offer| wanted.max_price.is_none_or(|most| offer.price <= most));
+            offers.retain(|offer| wanted.max_price.is_none_or(|most| offer.per_hour() <= most));
             offers.truncate(MAX_OFFERS);
             if offers.is_empty() {
                 let (kinds, region) = (wanted.query.kinds.join(", "), region.clone());
@@ -170,10 +218,12 @@ impl Fleet {
         &self,
         wanted: &Wanted,
         offers: &Offers,
-        (now, expires): (SystemTime, SystemTime),
+        now: SystemTime,
+        expires: impl Fn() -> SystemTime,
         is_plan: bool,
     ) -> Result<(Vec<Instance>, MicroUsd), BuyError> {
-        let (mut more, mut planned) = (MicroUsd::default(), Vec::new());
+        let (cloud, mut more, mut planned) = (self.cloud(wanted.provider)?, MicroUsd::default(), Vec::new());
+        self.dir.note_cloud(&wanted.provider.to_string())?;
         let written = self.ledger.reserve(Some(now - SPENDING_TIME), |rows| {
             let machines = |row: &&Instance| row.purchase.is_some() && row.ended.is_none();
             let live = rows.iter().filter(machines).count();
@@ -181,21 +231,22 @@ impl Fleet {
                 return Err(BuyError::TooMany { live, count: wanted.count, max: wanted.max_count });
             }
             // All of one purchase listen on one port, which nobody can guess from another one's.
-            let port = rand::random_range(PORTS);
+            let (attempt, port) = (new_id(), rand::random_range(PORTS));
             for (region, _) in wanted.regions.iter().cycle().zip(0..wanted.count) {
                 // No offer that is tried costs more.
-                let dearest = offers.get(region).and_then(|offers| offers.iter().max_by_key(|o| o.price));
+                let dearest =
+                    offers.get(region).and_then(|offers| offers.iter().max_by_key(|offer| offer.per_hour()));
                 let Some(offer) = dearest else { continue };
                 planned.push(Instance {
                     id: new_id(),
-                    attempt: self.claim.id.clone(),
+                    attempt: attempt.clone(),
                     provider: wanted.provider,
                     state: State::Planned,
                     address: None,
                     listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
                     status: STATUS,
                     created: now,
-                    expires,
+                    expires: expires(),
                     ended: None,
                     line: None,
                     pid: None,
@@ -203,10 +254,13 @@ impl Fleet {
                     stop_requested: false,
                     stop_by: None,
                     last_error: None,
+                    ready: None,
+                    burned: None,
                     purchase: Some(Purchase {
                         region: region.clone(),
                         kind: offer.kind.clone(),
-                        price: offer.price,
+                        price: offer.per_hour(),
+                        traffic: traffic(cloud.traffic_price(region), wanted.traffic),
                         token: None,
                         machine: None,
                     }),
@@ -247,7 +301,9 @@ impl Fleet {
         let (cloud, folder, settings) = (self.cloud(row.provider)?, self.folder(&row.id), &wanted.settings);
         let step =
             |step: &Step<'_>| self.record(row, step).and_then(|()| self.check_wanted(row, interrupted));
-        let region = row.purchase.as_ref().map(|purchase| purchase.region.clone()).unwrap_or_default();
+        let purchase = row.purchase.as_ref();
+        let region = purchase.map(|purchase| purchase.region.clone()).unwrap_or_default();
+        let traffic = purchase.map(|purchase| purchase.traffic).unwrap_or_default();
 
         folder.create()?;
         crash_point("folder");
@@ -258,7 +314,7 @@ impl Fleet {
 
         let config = BridgeConfig::new(row, &folder, settings);
         let network = settings.network.as_deref();
-        let user_data = user_data::render(row, config, &folder.keys(), network, &wanted.program, wanted.ssh)?;
+        let user_data = user_data::render(row, config, &folder.keys(), network, wanted)?;
         let fleet = self.dir.fleet()?;
         let (mut last, offers) = (None, offers.get(&region).map(Vec::as_slice).unwrap_or_default());
         for (n, offer) in offers.iter().enumerate() {
@@ -274,12 +330,13 @@ impl Fleet {
                     id: row.id.clone(),
                     attempt: row.attempt.clone(),
                     expires: row.expires,
+                    cost: Cost { hour: offer.per_hour(), traffic },
                 },
             };
             folder.write_order(&order)?;
             crash_point("order-written");
             // From here on there may be a machine.
-            step(&Step::to(State::Config).ordered(&order.token, &offer.kind, offer.price))?;
+            step(&Step::to(State::Config).ordered(&order.token, &offer.kind, offer.per_hour()))?;
             crash_point("ordered");
             match cloud.create(&order) {
                 Ok(machine) => {
@@ -302,64 +359,157 @@ impl Fleet {
         Err(last.map_or(RaiseError::Overtaken, RaiseError::Cloud))
     }
 
-    /// Waits until the machines have addresses, and calls `done` with each one's bridge line as it is known.
-    ///
-    /// # Errors
-    /// Only the ledger's; what goes wrong with one machine goes to `done`, and it has been ended then.
-    pub fn until_addressed(
+    /// Waits until the machines that come from `bought` serve, and calls `done` with what became of each; one that does
+    /// not come up has been ended then. Without a `checker` it is enough that they have addresses.
+    pub fn until_serving(
         &self,
-        rows: &[&Instance],
+        bought: &Receiver<Instance>,
         wanted: &Wanted,
         patience: Duration,
+        checker: Option<&Checker>,
         interrupted: &AtomicBool,
-        mut done: impl FnMut(&Instance, Result<String, Failed>),
-    ) -> Result<(), FleetError> {
-        let start = Instant::now();
-        let mut waiting: Vec<&Instance> = rows.to_vec();
-        while !waiting.is_empty() {
-            let regions: BTreeSet<&str> = waiting.iter().filter_map(|row| row.region()).collect();
-            let cloud = self.cloud(wanted.provider);
-            let mut machines = Vec::new();
-            let mut trouble = None;
-            for region in regions {
-                match cloud.clone().and_then(|cloud| cloud.list(region)) {
-                    Ok(some) => machines.extend(some),
-                    Err(error) => trouble = Some(error),
+        mut done: impl FnMut(&Instance, Result<Come, Failed>),
+    ) {
+        let (mut coming, mut more): (Vec<Coming>, _) = (Vec::new(), true);
+        let (mut machines, mut look_at) = (Vec::new(), Instant::now());
+        while more || !coming.is_empty() {
+            loop {
+                match bought.recv_timeout(if coming.is_empty() { POLL } else { Duration::ZERO }) {
+                    Ok(row) => {
+                        look_at = look_at.min(Instant::now() + POLL);
+                        coming.push(Coming::new(row));
+                    }
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => {
+                        more = false;
+                        break;
+                    }
                 }
             }
-            let is_late = start.elapsed() >= patience;
-            waiting.retain(|row| {
-                let machine = machines.iter().find(|machine| machine.id == row.id);
-                let result = match machine {
-                    Some(Machine { condition: Condition::Gone, reason, .. }) => {
-                        Err(RaiseError::Lost(reason.clone().unwrap_or_else(|| "no reason is given".into())))
-                    }
-                    Some(Machine { address: Some(ip), .. }) => {
-                        self.serve_at(row, SocketAddr::new(*ip, row.listen.port()), &wanted.settings)
-                    }
-                    _ => match self.check_wanted(row, interrupted) {
-                        Ok(()) if !is_late => return true,
-                        Ok(()) => Err(match trouble.clone() {
-                            Some(error) => error.into(),
-                            None => {
-                                RaiseError::NotReady { after: patience, reason: "it has no address".into() }
-                            }
-                        }),
-                        Err(error) => Err(error),
-                    },
+            let is_look = Instant::now() >= look_at;
+            if is_look {
+                machines = self.list_coming(&mut coming, wanted.provider);
+                let some_lack_address = coming.iter().any(|one| one.line.is_none());
+                look_at = Instant::now() + if some_lack_address { POLL } else { SLOW_POLL };
+            }
+            coming.retain_mut(|one| {
+                let machine = machines.iter().find(|machine| machine.id == one.row.id);
+                let wanted_still = match is_look || interrupted.load(Ordering::Relaxed) {
+                    true => self.check_wanted(&one.row, interrupted),
+                    false => Ok(()),
                 };
-                done(row, result.map_err(|error| self.give_up(row, error)));
+                let further = wanted_still.and_then(|()| self.further(one, machine, wanted, checker));
+                let result = match further {
+                    Ok(None) if one.since.elapsed() < patience => return true,
+                    Ok(None) => Err(RaiseError::NotReady {
+                        after: patience,
+                        reason: one.said.take().unwrap_or_else(|| "it has no address".into()),
+                        hint: one.hint.take().or_else(|| Some("it may need a longer --timeout".into())),
+                    }),
+                    Ok(Some(come)) => Ok(come),
+                    Err(error) => Err(error),
+                };
+                done(&one.row, result.map_err(|error| self.give_up(&one.row, error)));
                 false
             });
-            if !waiting.is_empty() {
-                sleep(POLL);
+            if !coming.is_empty() {
+                sleep(TICK);
             }
         }
-        Ok(())
     }
 
-    /// Now that its address is known, so is its bridge line. Its keys are the machine's alone from here on.
-    fn serve_at(
+    /// The machines of all regions where some are on their way.
+    fn list_coming(&self, coming: &mut [Coming], provider: Provider) -> Vec<Machine> {
+        let regions: BTreeSet<String> =
+            coming.iter().filter_map(|one| one.row.region().map(str::to_owned)).collect();
+        let mut machines = Vec::new();
+        for region in regions {
+            match self.cloud(provider).and_then(|cloud| cloud.list(&region)) {
+                Ok(some) => machines.extend(some),
+                Err(error) => {
+                    let here = coming.iter_mut().filter(|one| one.row.region() == Some(&region));
+                    for one in here.filter(|one| one.line.is_none()) {
+                        (one.said, one.hint) = (Some(error.to_string()), error.hint.clone());
+                    }
+                }
+            }
+        }
+        machines
+    }
+
+    /// Sees how far a machine has come.
+    fn further(
+        &self,
+        one: &mut Coming,
+        machine: Option<&Machine>,
+        wanted: &Wanted,
+        checker: Option<&Checker>,
+    ) -> Result<Option<Come>, RaiseError> {
+        let address = match machine {
+            Some(Machine { condition: Condition::Gone, reason, .. }) => {
+                return Err(RaiseError::Lost(reason.clone().unwrap_or_else(|| "no reason is given".into())));
+            }
+            Some(machine) => machine.address,
+            None => None,
+        };
+        let line = match (&one.line, address) {
+            (Some(line), _) => line.clone(),
+            (None, None) => return Ok(None),
+            (None, Some(ip)) => {
+                let address = SocketAddr::new(ip, one.row.listen.port());
+                let line = self.addressed(&one.row, address, &wanted.settings)?;
+                crash_point("addressed");
+                (one.said, one.hint) = (Some("it takes no circuits yet".into()), None);
+                one.line.insert(line).clone()
+            }
+        };
+        let Some(checker) = checker else { return self.come(one, line, Err("it was not checked".into())) };
+        let checked = match one.asked.take() {
+            Some(question) => match checker.answer(&question) {
+                Ok(None) => {
+                    one.asked = Some(question);
+                    return Ok(None);
+                }
+                answer => answer,
+            },
+            None if Instant::now() < one.ask_at => return Ok(None),
+            None => checker.ask(&line).map(|question| {
+                one.asked = Some(question);
+                None
+            }),
+        };
+        match checked {
+            Ok(None) => Ok(None),
+            Ok(Some(checked)) if checked.serves => self.come(one, line, Ok(())),
+            // It may serve or not: that our side is cut off is no reason to end it.
+            Ok(Some(Checked { no_tor: true, error, .. })) => {
+                self.come(one, line, Err(error.unwrap_or_default()))
+            }
+            Ok(Some(checked)) => {
+                one.said = checked.error;
+                one.ask_at = Instant::now() + ASK_AGAIN;
+                Ok(None)
+            }
+            Err(error) => self.come(one, line, Err(causes(&error))),
+        }
+    }
+
+    /// It is out of our hands.
+    fn come(
+        &self,
+        one: &Coming,
+        line: String,
+        serves: Result<(), String>,
+    ) -> Result<Option<Come>, RaiseError> {
+        let state = if serves.is_ok() { State::Running } else { State::Starting };
+        self.record(&one.row, &Step::to(state))?;
+        crash_point("ready");
+        self.folder(&one.row.id).clear()?;
+        Ok(Some(Come { line, serves }))
+    }
+
+    /// Now that its address is known, so is its bridge line.
+    fn addressed(
         &self,
         row: &Instance,
         address: SocketAddr,
@@ -368,9 +518,7 @@ impl Fleet {
         let folder = self.folder(&row.id);
         local::write_config(&Instance { address: Some(address), ..row.clone() }, &folder, settings)?;
         let line = local::bridge_line(&folder, settings, &self.claim)?;
-        self.record(row, &Step::to(State::Running).line(&line).address(address))?;
-        crash_point("ready");
-        folder.clear()?;
+        self.record(row, &Step::to(State::Launched).line(&line).address(address))?;
         Ok(line)
     }
 
@@ -394,8 +542,11 @@ impl Fleet {
                 let _ = self.folder(&id).clear();
                 Failed { id, error: Box::new(error), log: Vec::new() }
             }
-            // The row stays in our claim, which ends with us: the next run tries again.
-            Err(undo) => Failed { id, log: vec![reason], error: Box::new(undo) },
+            // Whoever looks next tries again.
+            Err(undo) => {
+                let _ = self.ledger.release(&id, &self.claim.id);
+                Failed { id, log: vec![reason], error: Box::new(undo) }
+            }
         }
     }
 
@@ -431,7 +582,9 @@ impl Fleet {
         match found {
             Some(machine) => Ok(Some(machine.name)),
             None if row.created.elapsed().is_ok_and(|age| age > SETTLE) => Ok(None),
-            None => Err(RaiseError::NotReady { after: SETTLE, reason: "it may still appear".into() }),
+            None => {
+                Err(RaiseError::NotReady { after: SETTLE, reason: "it may still appear".into(), hint: None })
+            }
         }
     }
 
@@ -504,7 +657,7 @@ impl Fleet {
         let is_claimed = self.is_claimed(row)?;
         let verdict = verdict(row, machine, is_claimed, now);
         if verdict == Verdict::Leave {
-            if row.state == State::Running && !is_claimed {
+            if matches!(row.state, State::Starting | State::Running) && !is_claimed {
                 self.folder(&row.id).clear()?; // where its `eebt up` was killed just before
             }
             return Ok(None);
@@ -588,12 +741,15 @@ impl Fleet {
         let regions = cloud.regions()?;
         let places: Vec<_> = regions.iter().map(|region| (provider, region.clone())).collect();
         let news = self.reconcile_clouds(now, &places)?;
-        let attempts: Vec<String> = self.ledger.live()?.into_iter().map(|row| row.attempt).collect();
-        let fleet = self.dir.fleet()?;
         for region in &regions {
-            cloud.tidy(region, &fleet, &attempts)?;
+            self.tidy_region(cloud, region)?;
         }
         Ok(news)
+    }
+
+    fn tidy_region(&self, cloud: &dyn Cloud, region: &str) -> Result<(), FleetError> {
+        let attempts = || Ok(self.ledger.live()?.into_iter().map(|row| row.attempt).collect());
+        cloud.tidy(region, &self.dir.fleet()?, &attempts)
     }
 }
 
@@ -606,6 +762,12 @@ fn certain(answer: Result<Machine, CloudError>) -> Result<Option<Machine>, Cloud
             Trouble::Permission | Trouble::Credentials | Trouble::Unknown => Err(error),
         },
     }
+}
+
+/// What so many bytes cost at this price for a GB. Cells, TLS and acknowledgements add a tenth to what streams carry.
+fn traffic(price: MicroUsd, bytes: u64) -> MicroUsd {
+    let sum = u128::from(price.0) * u128::from(bytes) * 11 / 10_000_000_000;
+    MicroUsd(u64::try_from(sum).unwrap_or(u64::MAX))
 }
 
 /// What a row and its machine say together.
@@ -659,10 +821,13 @@ fn adopted(provider: Provider, region: &str, machine: &Machine, now: SystemTime)
         stop_requested: false,
         stop_by: None,
         last_error: None,
+        ready: None,
+        burned: None,
         purchase: Some(Purchase {
             region: region.to_owned(),
             kind: machine.kind.clone(),
-            price: MicroUsd::default(),
+            price: machine.cost.hour,
+            traffic: machine.cost.traffic,
             token: None,
             machine: Some(machine.name.clone()),
         }),
@@ -683,6 +848,7 @@ mod tests {
             id: "x".into(),
             attempt: "a".into(),
             expires: None,
+            cost: Cost::default(),
             bought: None,
             kind: "t3.nano".into(),
             reason: None,

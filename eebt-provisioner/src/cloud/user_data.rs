@@ -2,10 +2,13 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::SystemTime;
 use std::{fs, io};
 
 use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Serialize};
+
+use super::Wanted;
 
 use crate::instance::Instance;
 use crate::local::BridgeConfig;
@@ -71,18 +74,22 @@ pub fn render(
     config: BridgeConfig,
     keys: &Path,
     network: Option<&Path>,
-    program: &Program,
-    ssh: bool,
+    wanted: &Wanted,
 ) -> Result<String, UserDataError> {
+    let Wanted { program, ssh, traffic, .. } = wanted;
+    let lifetime = row.expires.duration_since(row.created).unwrap_or_default();
     let config = config.in_guest(KEYS.into(), STATE.into(), network.map(|_| NETWORK.into()));
+    let config = config.carrying(*traffic, lifetime);
     let config = toml::to_string(&config).map_err(UserDataError::Toml)?;
     let network = network.map(fs::read).transpose().map_err(UserDataError::Network)?.unwrap_or_default();
     let port = row.listen.port();
     let text = include_str!("../../../deploy/cloud-init/user-data.sh")
         .replace("@EXPIRES@", &calendar(row.expires))
-        .replace("@PORTS_IN@", &if ssh { format!("22, {port}") } else { port.to_string() })
+        .replace("@EXPIRES_SECONDS@", &seconds(row.expires).to_string())
+        .replace("@LIFETIME@", &lifetime.as_secs().to_string())
+        .replace("@PORTS_IN@", &if *ssh { format!("22, {port}") } else { port.to_string() })
         .replace("@PORT@", &port.to_string())
-        .replace("@SSH@", if ssh { "#" } else { "" })
+        .replace("@SSH@", if *ssh { "#" } else { "" })
         .replace("@SHA256@", &program.sha256)
         .replace("@URL@", &program.url)
         .replace("@STATUS@", &row.status.to_string())
@@ -95,8 +102,12 @@ pub fn render(
     Ok(text)
 }
 
+fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// A time as systemd.time(7) has it.
-fn calendar(at: std::time::SystemTime) -> String {
+fn calendar(at: SystemTime) -> String {
     let text = humantime::format_rfc3339_seconds(at).to_string();
     format!("{} UTC", text.trim_end_matches('Z').replace('T', " "))
 }
@@ -122,9 +133,10 @@ fn files(folder: &Path, below: &str) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloud::{MicroUsd, Query};
     use crate::folder::StateDir;
-    use crate::instance::State;
     use crate::instance::tests::row;
+    use crate::instance::{Provider, State};
     use crate::local::{Reach, Settings};
     use std::process::Command;
 
@@ -146,7 +158,21 @@ mod tests {
         let row =
             Instance { listen: "0.0.0.0:34567".parse().unwrap(), address: None, ..row("x", State::Keys) };
         let program = Program::new("https://example.org/eebt-bridge", &"0a".repeat(32)).unwrap();
-        render(&row, BridgeConfig::new(&row, &folder, &settings), &folder.keys(), network, &program, ssh)
+        let wanted = Wanted {
+            provider: Provider::Aws,
+            regions: Vec::new(),
+            query: Query { kinds: Vec::new(), arch: String::new(), image: None },
+            count: 1,
+            max_count: 1,
+            max_spend: MicroUsd(0),
+            traffic: 2_000_000_000,
+            max_price: None,
+            program,
+            ssh,
+            settings,
+        };
+        let config = BridgeConfig::new(&row, &folder, &wanted.settings);
+        render(&row, config, &folder.keys(), network, &wanted)
     }
 
     #[test]
@@ -173,6 +199,13 @@ mod tests {
         {
             assert!(config.contains(line), "{line}: {config}");
         }
+        // Expires at 1000.
+        let limits = toml::from_str::<toml::Value>(&config).unwrap()["limits"]["total_bytes"].clone();
+        assert_eq!(
+            (limits["burst"].as_float(), limits["per_second"].as_float()),
+            (Some(1e9), Some(1e6)),
+            "{config}"
+        );
         assert!(!config.contains("egress_address") && !config.contains("\naddress"), "{config}");
     }
 

@@ -29,7 +29,7 @@ struct Bill {
     forecast: MicroUsd,
     /// In the last 30 days and for those that live: what `--max-spend` limits.
     limited: MicroUsd,
-    /// Of one exit bridge, by the mean of the last 30 days.
+    /// Of one exit bridge, by the mean of those of the last 30 days, until their ends.
     hour: Option<MicroUsd>,
     live: usize,
 }
@@ -41,15 +41,15 @@ impl Bill {
         let live = || rows.iter().filter(|row| row.ended.is_none());
         let rate: MicroUsd = live().filter_map(|row| row.purchase.as_ref()).map(|p| p.price).sum();
         let (spent, left) = (until_now(month), next.duration_since(now).unwrap_or_default());
-        let lived: Duration = rows.iter().map(|row| lived(row, now)).sum();
-        let ever = until_now(SystemTime::UNIX_EPOCH).0;
+        let lived: Duration = rows.iter().map(lived).sum();
+        let ever: MicroUsd = rows.iter().map(cost).sum();
         Ok(Self {
             month,
             spent,
             promised: live().map(|row| MicroUsd(cost(row).0 - between(row, row.created, now).0)).sum(),
             forecast: [spent, rate.for_seconds(left.as_secs())].into_iter().sum(),
             limited: rows.iter().map(cost).sum(),
-            hour: (ever * 3600).checked_div(lived.as_secs()).map(MicroUsd),
+            hour: ever.0.saturating_mul(3600).checked_div(lived.as_secs()).map(MicroUsd),
             live: live().count(),
         })
     }
@@ -98,7 +98,7 @@ impl Args {
             lines.push(vec!["one exit bridge for an hour, by the last 30 days".into(), hour.to_string()]);
         }
         printer.data(&table(&lines))?;
-        printer.say("at most: prices are what was bid. Traffic comes on top.");
+        printer.say("at most: by the prices that were bid, and as if each carried all that it may.");
         Ok(())
     }
 }

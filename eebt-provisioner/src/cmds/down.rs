@@ -1,11 +1,13 @@
 //! `eebt down`
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use eebt_provisioner::lower::{LowerError, Lowered};
-use eebt_provisioner::{Fleet, Instance};
+use eebt_provisioner::report::Report;
+use eebt_provisioner::{Fleet, Instance, locks};
 use serde_json::json;
 
 use super::named;
@@ -27,10 +29,38 @@ pub struct Args {
     json: bool,
 }
 
+/// Also those that only their clouds know of, for the ledger was lost.
+fn all(fleet: &Fleet, printer: &Printer) -> anyhow::Result<Vec<Instance>> {
+    if locks::is_held(&fleet.dir().run_lock())? {
+        let by =
+            Report::read(fleet.dir()).map(|report| format!(" (process {})", report.pid)).unwrap_or_default();
+        return Err(Hinted {
+            message: format!("an `eebt run`{by} keeps this fleet, and would start others"),
+            hint: Some("stop it first: Ctrl-C, `kill`, or `systemctl stop eebt-run`".into()),
+        }
+        .into());
+    }
+    let live = fleet.ledger().live()?;
+    let known: BTreeSet<String> =
+        live.iter().filter(|row| row.purchase.is_some()).map(|row| row.provider.to_string()).collect();
+    for provider in fleet.dir().clouds() {
+        // Where the ledger knows some, it was not lost.
+        if known.contains(&provider) {
+            continue;
+        }
+        let Ok(provider) = provider.parse() else { continue };
+        printer.progress(format_args!("looking through all regions of {provider} ..."));
+        let news = fleet.sweep(provider, SystemTime::now());
+        printer.wipe();
+        news?.iter().for_each(|news| printer.news(news));
+    }
+    Ok(fleet.ledger().live()?)
+}
+
 impl Args {
     pub fn run(self, fleet: &Fleet, printer: &Printer) -> anyhow::Result<()> {
         let mut rows: Vec<Instance> = if self.all {
-            fleet.ledger().live()?
+            all(fleet, printer)?
         } else {
             // All names are looked at before anything is ended.
             self.ids.iter().map(|id| named(fleet, id)).collect::<Result<_, _>>()?

@@ -13,9 +13,17 @@ pub struct Args {
     /// Which cloud to look through
     #[arg(long, value_enum)]
     provider: Provider,
+    /// The fleet whose state folder was lost: what its machines have as tag `eebt:fleet`
+    #[arg(long, value_name = "HEX", value_parser = fleet)]
+    fleet: Option<String>,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
+}
+
+fn fleet(text: &str) -> Result<String, String> {
+    let is_name = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if is_name { Ok(text.to_owned()) } else { Err("must be 16 hexadecimal digits".into()) }
 }
 
 impl Args {
@@ -24,6 +32,10 @@ impl Args {
             return Err(
                 Usage::new("--provider: local is no cloud", "every eebt cleans up on this machine").into()
             );
+        }
+        if let Some(name) = &self.fleet {
+            fleet.dir().adopt_fleet(name)?;
+            fleet.dir().note_cloud(&self.provider.to_string())?;
         }
         printer.progress("looking through all regions ...");
         let news = fleet.sweep(self.provider, SystemTime::now())?;

@@ -1,11 +1,14 @@
 //! One file for each command.
 
-mod buy;
 pub mod cost;
 pub mod down;
 pub mod gc;
+pub mod history;
 pub mod logs;
 pub mod ls;
+mod make;
+pub mod run;
+pub mod status;
 pub mod up;
 
 use eebt_provisioner::{Fleet, Instance};

@@ -37,6 +37,7 @@ struct Config {
     allow_ingress: Vec<ipnet::IpNet>,
     drain: String,
     expires: String,
+    limits: Option<toml::Value>,
 }
 
 fn main() {

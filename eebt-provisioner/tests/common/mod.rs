@@ -61,22 +61,43 @@ impl Operator {
 
     /// How the fake exit bridge misbehaves from now on.
     pub fn set(&self, knobs: &[(&str, &str)]) {
-        let exe = Path::new(env!("CARGO_BIN_EXE_eebt")).with_file_name("examples").join("fake_bridge");
-        assert!(exe.exists(), "first: cargo build --release -p eebt-provisioner --example fake_bridge");
         let knobs: String = knobs.iter().map(|(name, value)| format!("{name}={value} ")).collect();
+        self.fake("fake_bridge", &knobs, &self.bridge());
+        self.fake("fake_client", &format!("FAKE_SAYS={} ", self.says().display()), &self.client());
+    }
+
+    fn fake(&self, name: &str, knobs: &str, path: &Path) {
+        let exe = Path::new(env!("CARGO_BIN_EXE_eebt")).with_file_name("examples").join(name);
+        assert!(exe.exists(), "first: cargo build --release -p eebt-provisioner --example {name}");
         let script = format!("#!/bin/sh\n{knobs}exec {} \"$@\"\n", exe.display());
         // Renamed into place: a script that is being written can't be executed.
-        let fresh = self.home.path().join("eebt-bridge.new");
+        let fresh = path.with_extension("new");
         fs::write(&fresh, script).unwrap();
         fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::rename(&fresh, self.bridge()).unwrap();
+        fs::rename(&fresh, path).unwrap();
+    }
+
+    /// What checks say from now on; see `fake_client.rs`.
+    pub fn say(&self, says: &Value) {
+        let fresh = self.says().with_extension("new");
+        fs::write(&fresh, says.to_string()).unwrap();
+        fs::rename(&fresh, self.says()).unwrap();
     }
 
     pub fn path(&self) -> &Path {
         self.home.path()
     }
+    pub fn range(&self) -> String {
+        self.range.clone()
+    }
     pub fn bridge(&self) -> PathBuf {
         self.path().join("eebt-bridge")
+    }
+    pub fn client(&self) -> PathBuf {
+        self.path().join("eebt-client")
+    }
+    fn says(&self) -> PathBuf {
+        self.path().join("says.json")
     }
     pub fn network(&self) -> PathBuf {
         self.path().join("network.toml")
@@ -91,6 +112,7 @@ impl Operator {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eebt"));
         command.args(args).env("EEBT_STATE_DIR", self.state()).env("EEBT_BRIDGE_BINARY", self.bridge());
+        command.env("EEBT_CLIENT_BINARY", self.client());
         command.env_remove("EEBT_CRASH_AT").stdin(Stdio::null());
         command
     }
