@@ -342,7 +342,7 @@ impl Canaries {
 pub struct Pauses(BTreeMap<String, (u32, SystemTime)>);
 
 /// The first pause, and the longest.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(900));
+const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(900));
 
 impl Pauses {
     /// It failed there.
@@ -540,9 +540,9 @@ mod tests {
 
         let mut pauses = Pauses::default();
         pauses.failed("r", at(0));
-        assert_eq!(pauses.until("r", at(0)), Some(at(30)));
-        pauses.failed("r", at(30));
-        assert_eq!((pauses.until("r", at(31)), pauses.until("r", at(90))), (Some(at(90)), None));
+        assert_eq!(pauses.until("r", at(0)), Some(at(10)));
+        pauses.failed("r", at(10));
+        assert_eq!((pauses.until("r", at(11)), pauses.until("r", at(30))), (Some(at(30)), None));
         (0..20).for_each(|_| pauses.failed("r", at(100)));
         assert_eq!(pauses.until("r", at(100)), Some(at(1000)));
         pauses.worked("r");

@@ -7,13 +7,16 @@ mod common;
 mod ec2;
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use common::{Operator, Run, finish};
+use common::{Operator, Run, finish, within};
 use ec2::{Ec2, SECRET};
 use eebt_provisioner::CLOUD_CRASH_POINTS;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// An operator with an account.
@@ -258,6 +261,115 @@ fn a_lost_ledger_loses_no_machine() {
         assert_eq!(account.assert_truth(point), 2);
     }
     account.end_all("after the ledger was lost");
+}
+
+/// An `eebt run`, until `is_done`; what it said.
+fn run_until(account: &Account, args: &[&str], what: &str, is_done: impl Fn() -> bool) -> String {
+    let mut command = account.command(&["run", "--provider", "aws", "--yes", "--spares", "0"]);
+    command.args(["--interval", "1s", "--check-every", "1s"]).args(args);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    within(60, what, is_done);
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success(), "{what}: {said}");
+    said
+}
+
+#[test]
+fn run_keeps_machines_in_each_region_and_replaces_what_the_cloud_takes_back() {
+    let account = Account::new();
+    let regions = ["--region", "eu-central-1,us-east-2", "--count", "2"];
+    let serving = || account.ls().iter().filter(|row| row["state"] == "running").count();
+    run_until(&account, &regions, "two in each of two regions", || serving() == 4);
+    assert_eq!(account.assert_truth("after run"), 4);
+    let machine = account.ec2.state()["machines"][0].clone();
+    account.ec2.test("interrupt", &json!({ "id": machine["id"] }));
+    run_until(&account, &regions, "another one", || {
+        let rows = account.ls();
+        rows.len() == 4 && rows.iter().all(|row| row["state"] == "running" && row["machine"] != machine["id"])
+    });
+    assert_eq!(account.assert_truth("after the interruption"), 4);
+    // One that nobody knows of, in a region where none should be.
+    let mut elsewhere = account.command(&["up", "--provider", "aws", "--region", "eu-west-1", "--yes"]);
+    finish(&mut elsewhere).ok();
+    let sum = account.eebt(&["cost", "--json"]).ok().json()["limited_usd"].as_str().unwrap().to_owned();
+    std::fs::remove_file(account.op.ledger()).unwrap();
+    let down = account.eebt(&["down", "--all"]).ok();
+    assert_eq!(down.err.matches("found by its tags").count(), 5, "{}", down.err);
+    assert_eq!(account.assert_truth("after down --all without a ledger"), 0);
+    let after = account.eebt(&["cost", "--json"]).ok().json()["limited_usd"].as_str().unwrap().to_owned();
+    let parse = |text: &str| text.parse::<f64>().unwrap();
+    assert!(parse(&after) > parse(&sum) / 4.0, "what they cost is known by their tags: {after} of {sum}");
+}
+
+/// Every fault at every call that `eebt run` makes, from the first time on and from the second: in the end there is what
+/// should be, and nothing else.
+#[test]
+fn no_fault_keeps_run_from_its_number_or_makes_it_lose_a_machine() {
+    let account = Account::new();
+    let args = ["--region", "eu-central-1", "--count", "2", "--timeout", "5s"];
+    let actions = ["DescribeInstances", "CreateSecurityGroup", "DescribeSpotPriceHistory", "RunInstances"];
+    let cases = actions.map(|action| [(action, "lost", 0), (action, "denied", 1)]).concat();
+    let more = [("cut", 1), ("throttle", 0), ("quota", 1), ("down", 0)]
+        .map(|(fault, skip)| ("RunInstances", fault, skip));
+    for (action, fault, skip) in cases.into_iter().chain(more) {
+        let context = format!("{action} {fault} after {skip}");
+        account.ec2.test("faults", &json!({ "action": action, "fault": fault, "skip": skip, "times": 2 }));
+        // With a pause after each failure.
+        run_until(&account, &args, &context, || {
+            account.ls().iter().filter(|row| row["state"] == "running").count() == 2
+        });
+        account.ec2.test("clear", &json!({}));
+        assert_eq!(account.assert_truth(&context), 2, "{context}");
+        account.end_all(&context);
+    }
+}
+
+#[test]
+fn run_killed_at_any_step_leaves_what_the_ledger_says() {
+    let account = Account::new();
+    for point in CLOUD_CRASH_POINTS.0 {
+        let mut run = account.command(&[
+            "run",
+            "--provider",
+            "aws",
+            "--yes",
+            "--region",
+            "eu-central-1",
+            "--interval",
+            "1s",
+        ]);
+        let status = run.env("EEBT_CRASH_AT", point).stderr(Stdio::null()).status().unwrap();
+        assert_eq!(status.signal(), Some(9), "{point}");
+        account.assert_truth(point);
+        account.end_all(point);
+    }
+}
+
+#[test]
+fn run_spends_no_more_than_it_may() {
+    let account = Account::new();
+    let status = || account.eebt(&["status", "--json"]).ok().json();
+    let args = [
+        "--region",
+        "eu-central-1",
+        "--count",
+        "3",
+        "--lifetime",
+        "10h",
+        "--traffic",
+        "0.001",
+        "--max-spend",
+        "0.25",
+    ];
+    let said = run_until(&account, &args, "it says why", || {
+        let place = status()["run"]["places"][0].clone();
+        place["trouble"].as_str().is_some_and(|why| why.contains("--max-spend")) && place["serving"] == 2
+    });
+    assert!(said.contains("would be above 0.2500 USD"), "{said}");
+    assert_eq!(account.assert_truth("as many as the money is enough for"), 2, "{said}");
+    account.end_all("at the end");
 }
 
 #[test]

@@ -61,8 +61,13 @@ fn served_from(row: &Instance) -> Option<SystemTime> {
     row.ready.or(served.then_some(row.created))
 }
 
+/// Does it serve at any time from `from` until before `to`?
+fn serves(row: &Instance, (from, to): (SystemTime, SystemTime)) -> bool {
+    served_from(row).is_some_and(|begin| begin < to) && row.ended.is_none_or(|ended| from < ended)
+}
+
 fn serves_at(row: &Instance, at: SystemTime) -> bool {
-    served_from(row).is_some_and(|from| from <= at) && row.ended.is_none_or(|ended| at < ended)
+    served_from(row).is_some_and(|begin| begin <= at) && row.ended.is_none_or(|ended| at < ended)
 }
 
 impl Args {
@@ -103,13 +108,13 @@ fn text(rows: &[Instance], time: Time) -> String {
         rfc3339(time.from),
         span(time.from, time.from + time.length)
     )];
-    let middle = |column: usize| time.at(2 * column + 1, 2 * COLUMNS);
+    let ends = |column: usize| (time.at(column, COLUMNS), time.at(column + 1, COLUMNS));
     for row in rows {
         let cell = |column: usize| {
-            let at = middle(column);
+            let (from, to) = ends(column);
             match () {
-                () if serves_at(row, at) => '█',
-                () if row.created <= at && row.ended.is_none_or(|ended| at < ended) => '░',
+                () if serves(row, (from, to)) => '█',
+                () if row.created < to && row.ended.is_none_or(|ended| from < ended) => '░',
                 () => ' ',
             }
         };
@@ -119,7 +124,7 @@ fn text(rows: &[Instance], time: Time) -> String {
         lines.push(format!("{:10}{bar}  {}{place}{known}", row.id, row.state));
     }
     let counts: Vec<usize> =
-        (0..COLUMNS).map(|column| rows.iter().filter(|row| serves_at(row, middle(column))).count()).collect();
+        (0..COLUMNS).map(|column| rows.iter().filter(|row| serves(row, ends(column))).count()).collect();
     let most = counts.iter().max().copied().unwrap_or_default();
     let level = |count: usize| {
         [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'][(count * 8).div_ceil(most.max(1)).min(8)]

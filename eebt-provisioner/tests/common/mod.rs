@@ -218,9 +218,14 @@ pub fn finish(command: &mut Command) -> Run {
 
 #[track_caller]
 pub fn eventually(what: &str, check: impl Fn() -> bool) {
+    within(30, what, check);
+}
+
+#[track_caller]
+pub fn within(seconds: u64, what: &str, check: impl Fn() -> bool) {
     let start = Instant::now();
     while !check() {
-        assert!(start.elapsed() < Duration::from_secs(30), "never: {what}");
+        assert!(start.elapsed() < Duration::from_secs(seconds), "not within {seconds} s: {what}");
         sleep(Duration::from_millis(50));
     }
 }
