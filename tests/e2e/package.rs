@@ -11,6 +11,7 @@ use tokio::process::Command;
 use crate::Suite;
 
 pub fn cases(suite: &mut Suite) {
+    unit_cases(suite);
     suite.case("the Debian package is the same each time, and its unit runs the client", async |lab| {
         let (one, two) = (package(lab).await?, package(lab).await?);
         let sum = |path: &Path| std::fs::read(path).map(sha2::Sha256::digest);
@@ -56,6 +57,42 @@ pub fn cases(suite: &mut Suite) {
         command.args(words);
         let mut client = Running::start(command, &dir)?;
         client.wait_for("ready line", |_, err| err.contains("ready: ").then_some(())).await
+    });
+}
+
+/// The units in `deploy/` that start a program of ours are good ones.
+fn unit_cases(suite: &mut Suite) {
+    suite.case("units of services are understood by systemd", async |lab| {
+        let dir = lab.folder("units");
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        let mut seen = 0;
+        for entry in std::fs::read_dir(&deploy)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            if !name.ends_with(".service") || name == "eebt-client.service" {
+                continue;
+            }
+            seen += 1;
+            // The programs are where they were built.
+            let unit = std::fs::read_to_string(&path)?;
+            let programs = binary("eebt");
+            let programs = programs.parent().context("a target folder")?.display().to_string();
+            let unit = unit.replace("/usr/local/bin", &programs).replace("/usr/bin", &programs);
+            // Users that the set-up makes.
+            let unit: String = unit
+                .lines()
+                .filter(|line| !line.starts_with("User="))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            let path = dir.join(&name);
+            std::fs::write(&path, unit)?;
+            let verify =
+                done(Command::new("systemd-analyze").arg("verify").arg("--man=no").arg(&path)).await?;
+            let complaints = String::from_utf8_lossy(&verify.stderr);
+            ensure!(!complaints.contains(&name), "{complaints}");
+        }
+        ensure!(seen > 0, "no units");
+        Ok(())
     });
 }
 

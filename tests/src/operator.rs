@@ -37,16 +37,21 @@ impl Operator<'_> {
 
     /// `eebt up` with exit bridges on this machine, which may fetch the pages that turn Tor away.
     pub fn up(&self, count: &str, lifetime: &str) -> Command {
+        let mut command = self.make("up", &self.lab.ports());
+        command.args(["--count", count, "--lifetime", lifetime]);
+        command
+    }
+
+    /// `eebt up` or `eebt run`; exit bridges reach the address of the origins that turn Tor away, at these ports.
+    pub fn make(&self, verb: &str, ports: &str) -> Command {
         let net = self.lab.net.network_file().display().to_string();
         let origin = format!("{}/32", self.lab.origins.blocking_tor_exits().addr().ip());
         // A /24 of this network's own slice of loopback.
         let IpAddr::V4(spare) = self.lab.net.spare_ip() else { unreachable!("loopback is IPv4") };
         let [a, b, ..] = spare.octets();
         let range = format!("{a}.{b}.200.0/24");
-        let policy = self.lab.ports();
-        let mut command = self.command(&["up", "--provider", "local", "--allow-ingress", "127.0.0.1/32"]);
-        command.args(["--count", count, "--lifetime", lifetime, "--network", &net, "--address", &range]);
-        command.args(["--allow-egress", &origin, "--policy", &policy]);
+        let mut command = self.command(&[verb, "--provider", "local", "--allow-ingress", "127.0.0.1/32"]);
+        command.args(["--network", &net, "--address", &range, "--allow-egress", &origin, "--policy", ports]);
         command
     }
 
