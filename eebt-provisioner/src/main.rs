@@ -45,6 +45,8 @@ enum Command {
     Down(cmds::down::Args),
     /// Look through a cloud for machines of this fleet, and clean up after them
     Gc(cmds::gc::Args),
+    /// Look whether machines of a cloud can be bought, before any is
+    Doctor(cmds::doctor::Args),
     /// Say what machines cost, and will
     Cost(cmds::cost::Args),
     /// Show what an exit bridge wrote to its log
@@ -105,6 +107,7 @@ fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
         Command::Ls(args) => args.run(&fleet, printer),
         Command::Down(args) => args.run(&fleet, printer),
         Command::Gc(args) => args.run(&fleet, printer),
+        Command::Doctor(args) => args.run(&fleet, printer),
         Command::Cost(args) => args.run(&fleet, printer),
         Command::Logs(args) => args.run(&fleet, printer),
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use eebt_provisioner::cloud::BuyError;
+use eebt_provisioner::cloud::{BuyError, CloudError};
 use eebt_provisioner::fleet::{FleetError, News};
 use eebt_provisioner::raise::ReserveError;
 use eebt_provisioner::{Instance, Provider, State};
@@ -136,9 +136,10 @@ fn hint(err: &anyhow::Error) -> Option<String> {
     match err.downcast_ref::<ReserveError>() {
         Some(ReserveError::Plan(err)) => err.hint(),
         Some(ReserveError::Ledger(err)) => err.hint(),
-        None => match err.downcast_ref::<BuyError>() {
-            Some(err) => err.hint(),
-            None => err.downcast_ref::<FleetError>()?.hint(),
+        None => match (err.downcast_ref::<BuyError>(), err.downcast_ref::<CloudError>()) {
+            (Some(err), _) => err.hint(),
+            (_, Some(err)) => err.hint.clone(),
+            _ => err.downcast_ref::<FleetError>()?.hint(),
         },
     }
 }

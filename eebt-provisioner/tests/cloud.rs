@@ -425,6 +425,32 @@ fn the_policy_permits_what_is_called_and_no_more() {
 }
 
 #[test]
+fn the_doctor_says_what_is_missing_before_anything_is_bought() {
+    let account = Account::new();
+    let doctor =
+        |args: &[&str]| account.eebt(&[&["doctor", "aws", "--region", "eu-central-1"], args].concat());
+    let well = doctor(&[]).ok();
+    assert!(well.out.contains("ok    eu-central-1: buying machines: permitted"), "{}", well.out);
+    assert!(well.out.contains("ok    credentials") && !well.out.contains("WRONG"), "{}", well.out);
+    assert!(doctor(&["--arch", "arm64"]).ok().out.contains("t4g.nano"), "{}", well.out);
+    for action in ["RunInstances", "TerminateInstances", "CreateSecurityGroup", "DescribeImages"] {
+        account.ec2.test("faults", &json!({ "action": action, "fault": "denied", "times": 9 }));
+        let ill = doctor(&["--json"]);
+        assert_eq!(ill.code, Some(1), "{action}: {}", ill.err);
+        assert!(ill.err.contains(&format!("hint: allow ec2:{action}")), "{action}: {}", ill.err);
+        let wrong = ill.json()["findings"].as_array().unwrap().iter().filter(|f| f["ok"] == false).count();
+        assert!((1..=2).contains(&wrong), "{action}: {}", ill.out);
+        account.ec2.test("clear", &json!({}));
+    }
+    assert_eq!(account.ec2.state()["machines"], json!([]));
+    assert_eq!(account.ec2.state()["groups"], json!([]));
+    account
+        .eebt(&["doctor", "aws", "--region", "xx-nowhere-1"])
+        .fails(2, &["xx-nowhere-1 is none", "hint: "]);
+    account.eebt(&["doctor", "local"]).fails(2, &["local is no cloud"]);
+}
+
+#[test]
 fn what_machines_cost_is_told() {
     let account = Account::new();
     account.up(&["--count", "2", "--lifetime", "10h", "--traffic", "1"]).ok();

@@ -24,7 +24,9 @@ use aws_sdk_ec2::types::{
 use data_encoding::BASE64;
 use tokio::runtime::Runtime;
 
-use super::{Attempts, Cloud, CloudError, Condition, Machine, MicroUsd, Offer, Order, Query, Tags, Trouble};
+use super::{
+    Attempts, Cloud, CloudError, Condition, Finding, Machine, MicroUsd, Offer, Order, Query, Tags, Trouble,
+};
 use crate::fleet::FleetError;
 
 /// Who makes Debian's images (the account is the same in all regions of the public cloud; see Debian's wiki, "Cloud").
@@ -123,6 +125,30 @@ impl Aws {
         self.runtime.block_on(future).map_err(|error| failed(action, region, &error))
     }
 
+    /// Would this call, made to be tried only, be permitted? (EC2 API reference, "Common query parameters", `DryRun`.)
+    fn dry<T, E>(
+        &self,
+        action: &'static str,
+        region: &str,
+        future: impl Future<Output = Result<T, SdkError<E>>>,
+    ) -> Result<String, CloudError>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let error = match self.runtime.block_on(future) {
+            Ok(_) => return Ok("permitted".into()),
+            Err(error) => error,
+        };
+        match error.code() {
+            Some("DryRunOperation") => Ok("permitted".into()),
+            // It is about something that is not there, and whether that would be permitted comes first.
+            Some(code) if code.ends_with(".NotFound") || code.ends_with(".Malformed") => {
+                Ok("permitted".into())
+            }
+            _ => Err(failed(action, region, &error)),
+        }
+    }
+
     /// The newest Debian image for these processors.
     fn image(&self, region: &str, arch: &str) -> Result<String, CloudError> {
         let debian_arch = if arch == "x86_64" { "amd64" } else { arch };
@@ -136,12 +162,8 @@ impl Aws {
         let newest = images.iter().max_by_key(|image| image.creation_date());
         let image = newest.and_then(|image| image.image_id());
         image.map(str::to_owned).ok_or_else(|| CloudError {
-            cloud: "aws",
-            action: "DescribeImages",
-            region: region.into(),
-            trouble: Trouble::Refused,
-            said: format!("there is no {RELEASE} image for {arch} processors"),
             hint: Some("name an image of your own with --image".into()),
+            ..refused("DescribeImages", region, &format!("there is no {RELEASE} image for {arch} processors"))
         })
     }
 
@@ -263,6 +285,75 @@ impl Cloud for Aws {
         let place = |kind: &String| query.kinds.iter().position(|wanted| wanted == kind);
         offers.sort_by(|a, b| (a.price, place(&a.kind), &a.zone).cmp(&(b.price, place(&b.kind), &b.zone)));
         Ok(offers)
+    }
+
+    fn examine(&self, region: &str, query: &Query) -> Vec<Finding> {
+        let image = match &query.image {
+            Some(image) => Ok(image.clone()),
+            None => self.image(region, &query.arch),
+        };
+        let offers = self.offers(region, query);
+        let best = offers.as_ref().ok().and_then(|offers| offers.first().cloned());
+        let mut findings = vec![
+            Finding { what: "an image of Debian", result: image },
+            Finding {
+                what: "a type that can be had",
+                result: offers.and_then(|offers| match offers.first() {
+                    Some(best) => Ok(format!(
+                        "{} types and zones; {} in {}: {} an hour",
+                        offers.len(),
+                        best.kind,
+                        best.zone,
+                        best.per_hour()
+                    )),
+                    None => Err(refused("DescribeSpotPriceHistory", region, "none of the types can be had")),
+                }),
+            },
+            Finding {
+                what: "listing machines",
+                result: self.list(region).map(|all| format!("{} of this account's are ours", all.len())),
+            },
+        ];
+        // AWS says without doing it whether it would.
+        let client = self.client(region);
+        let none = "00000000000000000";
+        let mut buy = client.run_instances().dry_run(true).min_count(1).max_count(1);
+        if let Some(best) = &best {
+            buy = buy.image_id(&best.image).instance_type(InstanceType::from(best.kind.as_str()));
+        }
+        findings.extend([
+            Finding { what: "buying machines", result: self.dry("RunInstances", region, buy.send()) },
+            Finding {
+                what: "ending machines",
+                result: self.dry(
+                    "TerminateInstances",
+                    region,
+                    client.terminate_instances().dry_run(true).instance_ids(format!("i-{none}")).send(),
+                ),
+            },
+            Finding {
+                what: "making security groups",
+                result: self.dry(
+                    "CreateSecurityGroup",
+                    region,
+                    client
+                        .create_security_group()
+                        .dry_run(true)
+                        .group_name("eebt-doctor")
+                        .description("eebt")
+                        .send(),
+                ),
+            },
+            Finding {
+                what: "removing security groups",
+                result: self.dry(
+                    "DeleteSecurityGroup",
+                    region,
+                    client.delete_security_group().dry_run(true).group_id(format!("sg-{none}")).send(),
+                ),
+            },
+        ]);
+        findings
     }
 
     fn traffic_price(&self, region: &str) -> MicroUsd {
@@ -410,6 +501,11 @@ fn machine(instance: &Instance) -> Option<Machine> {
         kind: instance.instance_type().map(|kind| kind.as_str().to_owned()).unwrap_or_default(),
         reason: instance.state_reason().and_then(|reason| reason.message()).map(str::to_owned),
     })
+}
+
+fn refused(action: &'static str, region: &str, said: &str) -> CloudError {
+    let (region, said) = (region.to_owned(), said.to_owned());
+    CloudError { cloud: "aws", action, region, trouble: Trouble::Refused, said, hint: None }
 }
 
 /// An answer without what it must have.

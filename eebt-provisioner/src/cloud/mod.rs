@@ -204,6 +204,15 @@ pub struct Machine {
     pub reason: Option<String>,
 }
 
+/// One thing that was looked at, and what was found.
+#[derive(Debug)]
+pub struct Finding {
+    /// What.
+    pub what: &'static str,
+    /// What there is to say of it, or what is wrong.
+    pub result: Result<String, CloudError>,
+}
+
 /// The attempts that are under way now.
 pub type Attempts<'a> = dyn Fn() -> Result<HashSet<String>, FleetError> + 'a;
 
@@ -220,6 +229,10 @@ pub trait Cloud: Send + Sync {
     /// # Errors
     /// See [`CloudError`].
     fn offers(&self, region: &str, query: &Query) -> Result<Vec<Offer>, CloudError>;
+
+    /// Looks whether what a purchase needs is there, and may be done: what was looked at, and what is wrong with it. Buys
+    /// and changes nothing.
+    fn examine(&self, region: &str, query: &Query) -> Vec<Finding>;
 
     /// What a GB (10^9 bytes) costs that leaves a machine there, at most.
     fn traffic_price(&self, region: &str) -> MicroUsd;

@@ -32,9 +32,9 @@ const POLL: Duration = Duration::from_secs(2);
 const SLOW_POLL: Duration = Duration::from_secs(15);
 /// How often answers are looked for.
 const TICK: Duration = Duration::from_millis(100);
-/// How long one that does not serve yet is left alone. Relays do not try an address again for a minute that did not
-/// answer them; each question goes by another relay.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// How long one that does not serve yet is left alone: twice as long each time, up to this. Each question goes by
+/// another relay, and a relay does not try an address again for a minute that did not answer it.
+const ASK_AGAIN: Duration = Duration::from_secs(8);
 /// Most offers that are tried for one machine.
 const MAX_OFFERS: usize = 6;
 /// Where the status page is in a guest, which has nothing else there.
@@ -121,7 +121,7 @@ impl BuyError {
             Self::Cloud(err) => err.hint.clone(),
             Self::Ledger(err) => err.hint(),
             Self::Folder(_) => Some("choose a folder that you may write to with --state-dir".into()),
-            Self::Region(_) => Some("`eebt doctor` lists them".into()),
+            Self::Region(_) => Some("`eebt doctor aws` lists them".into()),
             Self::NoOffer { .. } => Some("name other types, another region, or a higher --max-price".into()),
             Self::TooMany { .. } => Some("`eebt down` ends some; a higher --max-count allows more".into()),
             Self::TooDear { .. } => {
@@ -139,6 +139,7 @@ struct Coming {
     /// Whether it serves.
     asked: Option<Question>,
     ask_at: Instant,
+    pause: Duration,
     /// What is in its way, and what to try.
     said: Option<String>,
     hint: Option<String>,
@@ -147,7 +148,16 @@ struct Coming {
 impl Coming {
     fn new(row: Instance) -> Self {
         let now = Instant::now();
-        Self { row, since: now, line: None, asked: None, ask_at: now, said: None, hint: None }
+        Self {
+            row,
+            since: now,
+            line: None,
+            asked: None,
+            ask_at: now,
+            pause: Duration::from_secs(1),
+            said: None,
+            hint: None,
+        }
     }
 }
 
@@ -487,7 +497,8 @@ impl Fleet {
             }
             Ok(Some(checked)) => {
                 one.said = checked.error;
-                one.ask_at = Instant::now() + ASK_AGAIN;
+                one.ask_at = Instant::now() + one.pause;
+                one.pause = (one.pause * 2).min(ASK_AGAIN);
                 Ok(None)
             }
             Err(error) => self.come(one, line, Err(causes(&error))),

@@ -221,7 +221,7 @@ impl Args {
 }
 
 /// The small machines of a cloud.
-fn usual_kinds(provider: Provider, arch: &str) -> &'static [&'static str] {
+pub fn usual_kinds(provider: Provider, arch: &str) -> &'static [&'static str] {
     match (provider, arch) {
         (Provider::Local, _) => &[],
         (Provider::Aws, "arm64") => &["t4g.nano", "t4g.micro"],

@@ -1,6 +1,7 @@
 //! One file for each command.
 
 pub mod cost;
+pub mod doctor;
 pub mod down;
 pub mod gc;
 pub mod history;
