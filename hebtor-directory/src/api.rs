@@ -50,7 +50,7 @@ pub struct Api {
     pub secret: [u8; 32],
     /// What clients are given.
     pub hand_out: HandOutConfig,
-    /// Most exit bridges that are registered at once, and of them without a test that was passed.
+    /// Most exit bridges of which something is kept, and of those registered without a test that was passed.
     pub max_registered: u64,
     /// See `max_registered`.
     pub max_untested: u64,
@@ -206,7 +206,7 @@ async fn register(
                 .hint("an exit bridge behind NAT can be an onion exit bridge"));
         }
     }
-    let full = api.metrics.registered() >= api.max_registered || api.metrics.untested() >= api.max_untested;
+    let full = api.metrics.kept() >= api.max_registered || api.metrics.untested() >= api.max_untested;
     if full && !api.store.knows(descriptor.identity()).await? {
         let message = "no more exit bridges can be registered here now";
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "full", message)
@@ -220,10 +220,10 @@ async fn register(
             "published: a descriptor that was signed at the same time or later is here already",
         )
         .hint("sign a new one")),
-        Put::Kept(standing) => {
+        Put::Kept { standing, new } => {
             api.metrics.count(Event::Registered);
-            if standing == Standing::Waiting {
-                api.metrics.one_more_untested();
+            if new {
+                api.metrics.one_more();
             }
             // Half of the time that is left, or when there may be news.
             let left = descriptor.expires.duration_since(now).unwrap_or_default() / 2;

@@ -142,7 +142,7 @@ impl Directory {
         let index = Arc::new(Index::new(secret));
         let seen = index.catch_up(store.as_ref(), Cursor::before(SystemTime::UNIX_EPOCH)).await?;
         let now = SystemTime::now();
-        metrics.set_registered(store.count(now).await?, store.count_untested(now).await?);
+        metrics.set_counts(store.counts(now).await?);
         tasks.spawn(tidy(Arc::clone(&store), Arc::clone(metrics)));
         tasks.spawn({
             let (index, store, metrics) = (Arc::clone(&index), Arc::clone(&store), Arc::clone(metrics));
@@ -208,6 +208,7 @@ impl Directory {
 
 /// Forgets what nobody needs, fills the operator's pools, and counts. Never returns.
 async fn tidy(store: Arc<dyn Store>, metrics: Arc<Metrics>) {
+    let mut late = false;
     loop {
         tokio::time::sleep(TIDY_EVERY).await;
         let now = SystemTime::now();
@@ -216,10 +217,20 @@ async fn tidy(store: Arc<dyn Store>, metrics: Arc<Metrics>) {
             for pool in store.pools(now).await? {
                 store.fill_pool(&pool.name, now).await?;
             }
-            Ok::<_, StoreError>((store.count(now).await?, store.count_untested(now).await?))
+            store.counts(now).await
         };
         match tidied.await {
-            Ok((registered, untested)) => metrics.set_registered(registered, untested),
+            Ok(counts) => {
+                metrics.set_counts(counts);
+                // Once, until they are on time again.
+                if counts.overdue > 0 && !late {
+                    tracing::warn!(
+                        "tests of exit bridges that serve are late: more processes with an echo, or a larger \
+                         tests.at_once, could keep up; those that are not tested in time are not handed out"
+                    );
+                }
+                late = counts.overdue > 0;
+            }
             Err(error) => tracing::warn!(error = %causes(&error), "cannot tidy up"),
         }
     }

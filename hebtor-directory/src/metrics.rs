@@ -1,6 +1,7 @@
 //! What a probe or an operator may ask: `/live`, `/ready` and `/metrics`, on loopback.
 //!
-//! Counters are rounded up, so that no single client or exit bridge shows in them.
+//! Numbers are rounded down, so that no single client or exit bridge shows in them: what happened fewer times than
+//! [`STEP`] is as if it had not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +11,9 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
 
-/// Numbers are rounded up to a multiple of this.
+use crate::store::Counts;
+
+/// Numbers are rounded down to a multiple of this.
 const STEP: u64 = 8;
 
 /// What is counted.
@@ -36,8 +39,10 @@ const EVENTS: [&str; 5] = ["registered", "withdrawn", "handed_out", "handed_out_
 pub struct Metrics {
     ready: AtomicBool,
     events: [AtomicU64; EVENTS.len()],
+    kept: AtomicU64,
     registered: AtomicU64,
     untested: AtomicU64,
+    overdue: AtomicU64,
     on_ring: AtomicU64,
 }
 
@@ -51,18 +56,27 @@ impl Metrics {
         self.events[event as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Exit bridges that are registered, and how many of them have not passed a test.
-    pub(crate) fn set_registered(&self, n: u64, untested: u64) {
-        self.registered.store(n, Ordering::Relaxed);
-        self.untested.store(untested, Ordering::Relaxed);
+    /// How many exit bridges there are, as the store counted them.
+    pub(crate) fn set_counts(&self, counts: Counts) {
+        self.kept.store(counts.kept, Ordering::Relaxed);
+        self.registered.store(counts.registered, Ordering::Relaxed);
+        self.untested.store(counts.untested, Ordering::Relaxed);
+        self.overdue.store(counts.overdue, Ordering::Relaxed);
     }
 
-    /// One came since they were counted.
-    pub(crate) fn one_more_untested(&self) {
-        self.untested.fetch_add(1, Ordering::Relaxed);
+    /// A new one came since they were counted.
+    pub(crate) fn one_more(&self) {
+        for count in [&self.kept, &self.registered, &self.untested] {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
-    /// Exit bridges that have not passed a test: not fewer than there are.
+    /// Exit bridges of which something is kept: here not fewer than there are.
+    pub(crate) fn kept(&self) -> u64 {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Exit bridges that have not passed a test: new ones are counted as they come.
     pub(crate) fn untested(&self) -> u64 {
         self.untested.load(Ordering::Relaxed)
     }
@@ -72,14 +86,9 @@ impl Metrics {
         self.on_ring.store(n as u64, Ordering::Relaxed);
     }
 
-    /// Exit bridges that were registered when they were last counted.
-    pub(crate) fn registered(&self) -> u64 {
-        self.registered.load(Ordering::Relaxed)
-    }
-
     /// All of it in Prometheus' text format.
     pub fn text(&self) -> String {
-        let rounded = |n: &AtomicU64| n.load(Ordering::Relaxed).div_ceil(STEP) * STEP;
+        let rounded = |n: &AtomicU64| n.load(Ordering::Relaxed) / STEP * STEP;
         let mut text = String::from("# TYPE hebtor_directory_requests_total counter\n");
         for (name, n) in EVENTS.iter().zip(&self.events) {
             text.push_str(&format!("hebtor_directory_requests_total{{what=\"{name}\"}} {}\n", rounded(n)));
@@ -88,6 +97,8 @@ impl Metrics {
         for (name, n) in [("registered", &self.registered), ("handed_out", &self.on_ring)] {
             text.push_str(&format!("hebtor_directory_exit_bridges{{which=\"{name}\"}} {}\n", rounded(n)));
         }
+        text.push_str("# TYPE hebtor_directory_tests_overdue gauge\n");
+        text.push_str(&format!("hebtor_directory_tests_overdue {}\n", rounded(&self.overdue)));
         let ready = u8::from(self.ready.load(Ordering::Relaxed));
         text.push_str(&format!("# TYPE hebtor_directory_ready gauge\nhebtor_directory_ready {ready}\n"));
         text
@@ -119,13 +130,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_are_rounded_up() {
+    fn nobody_shows_in_the_numbers() {
         let metrics = Metrics::default();
+        let nothing = metrics.text();
         metrics.count(Event::HandedOut);
-        metrics.set_registered(9, 0);
+        metrics.count(Event::Reported);
+        metrics.set_counts(Counts { kept: 1, registered: 1, untested: 1, overdue: 1 });
+        metrics.set_on_ring(1);
+        assert_eq!(metrics.text(), nothing, "the first one would be seen to come");
+        (1..STEP).for_each(|_| metrics.count(Event::HandedOut));
+        metrics.set_counts(Counts { kept: 30, registered: 17, untested: 3, overdue: 8 });
         let text = metrics.text();
         assert!(text.contains("requests_total{what=\"handed_out\"} 8\n"), "{text}");
         assert!(text.contains("exit_bridges{which=\"registered\"} 16\n"), "{text}");
         assert!(text.contains("exit_bridges{which=\"handed_out\"} 0\n"), "{text}");
+        assert!(text.contains("tests_overdue 8\n"), "{text}");
     }
 }

@@ -88,7 +88,7 @@ impl Place {
     }
 
     async fn registered(&self) -> u64 {
-        self.store.count(SystemTime::now()).await.unwrap()
+        self.store.counts(SystemTime::now()).await.unwrap().registered
     }
 
     /// Exit bridge `n` registers, and is taken.

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-use super::{Cursor, Noted, Partition, Pool, Put, Record, Store, Test, Withdrawn};
+use super::{Counts, Cursor, Noted, Partition, Pool, Put, Record, Store, Test, Withdrawn};
 use crate::config::StoreUrl;
 use crate::directory::open_store;
 use crate::index::Index;
@@ -81,6 +81,8 @@ behaviours![
     whoever_is_due_is_claimed_once,
     those_due_longest_are_claimed_first_and_no_more_than_asked,
     the_withdrawn_and_the_expired_are_not_claimed,
+    the_withdrawn_and_the_expired_are_due_for_no_test_until_they_are_renewed,
+    a_new_one_is_said_to_be_new_once,
     claimers_at_once_never_get_the_same,
     a_line_that_changed_is_as_a_new_one,
     a_line_that_changes_all_the_time_is_tested_once_a_minute,
@@ -96,6 +98,8 @@ behaviours![
     changes_come_in_order_and_in_pages,
     what_could_be_replayed_is_not_forgotten,
     the_valid_and_not_withdrawn_are_counted,
+    whatever_is_kept_is_counted,
+    those_who_serve_and_wait_for_their_test_are_counted,
     the_secret_is_made_once,
     many_can_open_it_at_once,
     a_pool_is_filled_from_the_private_and_live,
@@ -171,6 +175,10 @@ async fn put(store: &Arc<dyn Store>, n: u8, now: SystemTime) -> Put {
     store.put(&descriptor(n, now), Partition::Open, now).await.unwrap()
 }
 
+fn kept(standing: Standing, new: bool) -> Put {
+    Put::Kept { standing, new }
+}
+
 /// Has exit bridge `n` registered and tested at `now`.
 async fn live(store: &Arc<dyn Store>, n: u8, partition: Partition, now: SystemTime) {
     store.put(&descriptor(n, now), partition, now).await.unwrap();
@@ -201,7 +209,7 @@ async fn a_new_exit_bridge_waits_and_is_due_at_once(database: Database) {
     let mut new = descriptor(1, at(0) + Duration::from_millis(7));
     new.line.expires = Some(at(5 * HOUR));
     let now = at(10) + Duration::from_millis(3);
-    assert_eq!(store.put(&new, Partition::Reserve, now).await.unwrap(), Put::Kept(Standing::Waiting));
+    assert_eq!(store.put(&new, Partition::Reserve, now).await.unwrap(), kept(Standing::Waiting, true));
     let expected = Record {
         line: new.line.clone(),
         published: new.published,
@@ -235,7 +243,7 @@ async fn a_renewal_keeps_what_tests_found_and_their_schedule(database: Database)
     let store = database.open().await;
     live(&store, 1, Partition::Open, at(0)).await;
     let renewed = store.put(&descriptor(1, at(60)), Partition::Private, at(60)).await.unwrap();
-    assert_eq!(renewed, Put::Kept(Standing::Serving));
+    assert_eq!(renewed, kept(Standing::Serving, false));
     let record = record(&store, 1).await;
     assert_eq!(record.test, serving(1, at(0)));
     assert_eq!((record.published, record.expires), (at(60), at(60 + HOUR)));
@@ -254,8 +262,8 @@ async fn a_replay_is_refused(database: Database) {
     }
     assert_eq!(all(&store).await, before);
     let later = descriptor(1, at(10) + Duration::from_millis(1));
-    let kept = store.put(&later, Partition::Open, at(20)).await.unwrap();
-    assert_eq!(kept, Put::Kept(Standing::Waiting));
+    let put = store.put(&later, Partition::Open, at(20)).await.unwrap();
+    assert_eq!(put, kept(Standing::Waiting, false));
 }
 
 async fn a_withdrawal_ends_what_was_signed_before(database: Database) {
@@ -285,7 +293,7 @@ async fn a_renewal_after_a_withdrawal_waits_and_is_tested_again(database: Databa
     let store = database.open().await;
     live(&store, 1, Partition::Open, at(0)).await;
     store.withdraw(&id(1), at(10), at(10)).await.unwrap();
-    assert_eq!(put(&store, 1, at(20)).await, Put::Kept(Standing::Waiting));
+    assert_eq!(put(&store, 1, at(20)).await, kept(Standing::Waiting, false));
     let record = record(&store, 1).await;
     assert!(!record.withdrawn);
     assert_eq!((record.test.live_until, record.test.egress), (UNIX_EPOCH, None));
@@ -341,6 +349,51 @@ async fn the_withdrawn_and_the_expired_are_not_claimed(database: Database) {
     assert_eq!(claim(&store, 10, at(HOUR)).await, [3], "the first one expires this very moment");
 }
 
+async fn the_withdrawn_and_the_expired_are_due_for_no_test_until_they_are_renewed(database: Database) {
+    let store = database.open().await;
+    let next = async |n| record(&store, n).await.test.next;
+    let never = at(1000 * 366 * 24 * HOUR);
+    for n in [1, 2, 3] {
+        live(&store, n, Partition::Open, at(0)).await;
+    }
+    store.withdraw(&id(1), at(1), at(1)).await.unwrap();
+    assert!(next(1).await > never, "a withdrawn one is not looked at again and again");
+    store.put(&descriptor(3, at(60)), Partition::Open, at(60)).await.unwrap();
+    store.expire(at(HOUR)).await.unwrap();
+    assert!(next(2).await > never, "nor is one that has expired");
+    assert_eq!(next(3).await, at(300));
+    // A report changes nothing of that.
+    for n in [1, 2] {
+        store.hurry(&id(n), at(HOUR), at(HOUR)).await.unwrap();
+        assert!(next(n).await > never);
+    }
+    // They come back, and are as new ones: what was found out is old.
+    for n in [1, 2] {
+        assert_eq!(put(&store, n, at(HOUR + 5)).await, kept(Standing::Waiting, false));
+        let test = record(&store, n).await.test;
+        assert_eq!((test.live_until, test.egress, test.next), (UNIX_EPOCH, None, at(HOUR + 5)));
+    }
+    assert_eq!(claim(&store, 10, at(HOUR + 5)).await, [1, 2, 3]);
+    // One that comes back before anybody has tidied up does so, too.
+    assert_eq!(put(&store, 4, at(0)).await, kept(Standing::Waiting, true));
+    store.note(&id(4), &serving(4, at(1)), at(1)).await.unwrap();
+    assert_eq!(put(&store, 4, at(HOUR)).await, kept(Standing::Waiting, false));
+}
+
+async fn a_new_one_is_said_to_be_new_once(database: Database) {
+    let store = database.open().await;
+    let is_new = |put| matches!(put, Put::Kept { new: true, .. });
+    assert!(is_new(put(&store, 1, at(0)).await));
+    assert!(!is_new(put(&store, 1, at(1)).await), "a renewal");
+    assert!(!is_new(store.put(&changed(1, at(2)), Partition::Open, at(2)).await.unwrap()), "another line");
+    store.withdraw(&id(1), at(3), at(3)).await.unwrap();
+    assert!(!is_new(put(&store, 1, at(4)).await), "it withdrew");
+    assert!(!is_new(put(&store, 1, at(4 + HOUR)).await), "it had expired");
+    assert!(is_new(put(&store, 2, at(0)).await), "another exit bridge");
+    store.expire(at(24 * HOUR)).await.unwrap();
+    assert!(is_new(put(&store, 1, at(24 * HOUR)).await), "it was forgotten");
+}
+
 async fn claimers_at_once_never_get_the_same(database: Database) {
     let (one, two) = (database.open().await, database.open().await);
     for n in 0..60 {
@@ -375,7 +428,8 @@ async fn a_line_that_changed_is_as_a_new_one(database: Database) {
     store.put(&descriptor(1, at(70)), Partition::Open, at(70)).await.unwrap();
     assert!(claim(&store, 10, at(70)).await.is_empty(), "the line is the same");
     let new = changed(1, at(80));
-    assert_eq!(store.put(&new, Partition::Open, at(80)).await.unwrap(), Put::Kept(Standing::Waiting));
+    let put = store.put(&new, Partition::Open, at(80)).await.unwrap();
+    assert_eq!(put, kept(Standing::Waiting, false));
     let waiting = record(&store, 1).await.test;
     assert_eq!((waiting.live_until, waiting.egress), (UNIX_EPOCH, None), "not handed out untested");
     let claimed = store.claim_due(10, at(80), at(140)).await.unwrap();
@@ -614,20 +668,55 @@ async fn what_could_be_replayed_is_not_forgotten(database: Database) {
 
 async fn the_valid_and_not_withdrawn_are_counted(database: Database) {
     let store = database.open().await;
-    assert_eq!(store.count(at(0)).await.unwrap(), 0);
+    assert_eq!(store.counts(at(0)).await.unwrap(), Counts::default());
+    let registered = async |now| store.counts(now).await.unwrap().registered;
+    let untested = async |now| store.counts(now).await.unwrap().untested;
     for (n, now) in [(1, 0), (2, 1), (3, 2)] {
         put(&store, n, at(now)).await;
     }
-    assert_eq!(store.count(at(2)).await.unwrap(), 3);
-    assert_eq!(store.count(at(HOUR)).await.unwrap(), 2);
-    assert_eq!(store.count_untested(at(HOUR)).await.unwrap(), 2);
+    assert_eq!(registered(at(2)).await, 3);
+    assert_eq!(registered(at(HOUR)).await, 2);
+    assert_eq!(untested(at(HOUR)).await, 2);
     claim(&store, 10, at(3)).await;
     store.note(&id(2), &serving(2, at(4)), at(4)).await.unwrap();
-    assert_eq!(store.count_untested(at(HOUR)).await.unwrap(), 1);
+    assert_eq!(untested(at(HOUR)).await, 1);
     assert!(store.knows(&id(2)).await.unwrap() && !store.knows(&id(7)).await.unwrap());
     store.withdraw(&id(3), at(3), at(3)).await.unwrap();
-    assert_eq!(store.count(at(HOUR)).await.unwrap(), 1);
-    assert_eq!(store.count(at(HOUR + 1)).await.unwrap(), 0);
+    assert_eq!(registered(at(HOUR)).await, 1);
+    assert_eq!(registered(at(HOUR + 1)).await, 0);
+}
+
+async fn whatever_is_kept_is_counted(database: Database) {
+    let store = database.open().await;
+    let kept = async |now| store.counts(now).await.unwrap().kept;
+    for n in [1, 2, 3] {
+        put(&store, n, at(0)).await;
+    }
+    store.withdraw(&id(1), at(1), at(1)).await.unwrap();
+    let short = BridgeDescriptor { expires: at(3), ..descriptor(2, at(2)) };
+    store.put(&short, Partition::Open, at(2)).await.unwrap();
+    let counts = store.counts(at(10)).await.unwrap();
+    assert_eq!((counts.kept, counts.registered), (3, 1), "one has withdrawn, one has expired");
+    store.expire(at(10)).await.unwrap();
+    assert_eq!(kept(at(10)).await, 3);
+    store.expire(at(24 * HOUR)).await.unwrap();
+    assert_eq!(kept(at(24 * HOUR)).await, 0);
+}
+
+async fn those_who_serve_and_wait_for_their_test_are_counted(database: Database) {
+    let store = database.open().await;
+    let overdue = async |now| store.counts(now).await.unwrap().overdue;
+    for n in [1, 2, 3] {
+        live(&store, n, Partition::Open, at(0)).await;
+    }
+    put(&store, 4, at(0)).await; // never tested: nobody is given it meanwhile
+    store.withdraw(&id(3), at(1), at(1)).await.unwrap();
+    assert_eq!(overdue(at(300)).await, 0, "their tests are due now");
+    assert_eq!(overdue(at(359)).await, 0, "a little late");
+    assert_eq!(overdue(at(360)).await, 2);
+    claim(&store, 1, at(360)).await;
+    assert_eq!(overdue(at(360)).await, 1, "one is being tested");
+    assert_eq!(overdue(at(HOUR)).await, 0, "they have expired");
 }
 
 async fn the_secret_is_made_once(database: Database) {

@@ -93,8 +93,13 @@ pub struct Test {
 /// What became of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
-    /// It is kept; where the exit bridge stands.
-    Kept(Standing),
+    /// It is kept.
+    Kept {
+        /// Where the exit bridge stands.
+        standing: Standing,
+        /// Nothing of this identity was kept before.
+        new: bool,
+    },
     /// One that was signed at the same time or later is there already.
     Replayed,
 }
@@ -120,6 +125,23 @@ pub enum Noted {
     /// The exit bridge is gone.
     Gone,
 }
+
+/// How many exit bridges there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Of which something is kept, those included that have expired or withdrew: they are kept for as long as what
+    /// they signed could be replayed.
+    pub kept: u64,
+    /// Valid and not withdrawn.
+    pub registered: u64,
+    /// Of those registered: did not pass their last test, or had none.
+    pub untested: u64,
+    /// Of those registered: serve, and their next test should have begun [`LATE`] ago.
+    pub overdue: u64,
+}
+
+/// How late a test may be and nobody is told.
+pub const LATE: Duration = Duration::from_secs(60);
 
 /// A pool of exit bridges that an operator hands out himself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,11 +176,11 @@ pub trait Store: Send + Sync {
     /// A random secret that all replicas share, made at the first call.
     async fn secret(&self) -> Result<[u8; 32]>;
 
-    /// Keeps a verified descriptor. A new exit bridge, or one whose line changed, is tested at `now`, or a
-    /// minute after its last test if that is later, and is not handed out before.
+    /// Keeps a verified descriptor. A new exit bridge, or one whose line changed, or that had expired or withdrawn, is
+    /// tested at `now`, or a minute after its last test if that is later, and is not handed out before.
     async fn put(&self, new: &BridgeDescriptor, partition: Partition, now: SystemTime) -> Result<Put>;
 
-    /// Keeps a verified withdrawal.
+    /// Keeps a verified withdrawal. The exit bridge is due for no test any more.
     async fn withdraw(
         &self,
         identity: &Identity,
@@ -178,17 +200,15 @@ pub trait Store: Send + Sync {
     /// Up to `limit` records that changed after `cursor`, in order, each with the cursor behind it.
     async fn changes(&self, cursor: Cursor, limit: u32) -> Result<Vec<(Cursor, Record)>>;
 
-    /// Forgets what nobody needs: descriptors that have expired and can't be replayed either.
+    /// Forgets what nobody needs: descriptors that have expired and can't be replayed either. Those that have expired
+    /// and are kept are due for no test any more. How many were forgotten?
     async fn expire(&self, now: SystemTime) -> Result<u64>;
 
     /// Is something of this identity kept?
     async fn knows(&self, identity: &Identity) -> Result<bool>;
 
-    /// How many exit bridges are registered: valid at `now` and not withdrawn.
-    async fn count(&self, now: SystemTime) -> Result<u64>;
-
-    /// How many of these did not pass their last test, or had none.
-    async fn count_untested(&self, now: SystemTime) -> Result<u64>;
+    /// How many exit bridges there are at `now`.
+    async fn counts(&self, now: SystemTime) -> Result<Counts>;
 
     /// Makes a pool, or changes its size. One that shrinks keeps the exit bridges that it has: they were
     /// given to people. It gets no more before there is room.

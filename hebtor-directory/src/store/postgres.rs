@@ -18,7 +18,9 @@ use tokio_postgres::types::{FromSqlOwned, ToSql};
 use tokio_postgres::{NoTls, Row};
 
 use super::sql::{self, RawRecord, millis};
-use super::{Cursor, Noted, Partition, Pool, Put, Record, Result, Store, StoreError, Test, Withdrawn};
+use super::{
+    Counts, Cursor, LATE, Noted, Partition, Pool, Put, Record, Result, Store, StoreError, Test, Withdrawn,
+};
 use crate::ring::Identity;
 
 /// Connections of one replica.
@@ -136,7 +138,8 @@ fn discreet(error: Boxed) -> Boxed {
 
 /// A statement in PostgreSQL's form.
 fn statement(text: &str) -> String {
-    text.replace("{RECORD}", sql::RECORD).replace("{SKIP_LOCKED}", "FOR UPDATE SKIP LOCKED")
+    let text = text.replace("{RECORD}", sql::RECORD).replace("{ANEW}", sql::ANEW);
+    text.replace("{SKIP_LOCKED}", "FOR UPDATE SKIP LOCKED")
 }
 
 fn tables() -> String {
@@ -243,6 +246,8 @@ impl Store for Postgres {
     async fn put(&self, new: &BridgeDescriptor, partition: Partition, now: SystemTime) -> Result<Put> {
         bounded("cannot keep a descriptor", async {
             let client = self.pool.get().await?;
+            // Two who bring the same one at the same moment may both hear that it is new.
+            let known = value(&client, sql::IS_KNOWN, &[&new.identity().as_slice()]).await?;
             let rows = query(
                 &client,
                 sql::PUT,
@@ -260,7 +265,7 @@ impl Store for Postgres {
             )
             .await?;
             let standing = rows.first().map(|row| row.try_get::<_, &str>(0)).transpose()?;
-            Ok(sql::put(standing)?)
+            Ok(sql::put(standing, known)?)
         })
         .await
     }
@@ -361,26 +366,23 @@ impl Store for Postgres {
 
     async fn expire(&self, now: SystemTime) -> Result<u64> {
         bounded("cannot forget old descriptors", async {
-            let client = self.pool.get().await?;
-            execute(&client, sql::EXPIRE, &[&millis(now), &millis(now - MAX_VALIDITY)]).await
+            let mut client = self.pool.get().await?;
+            let tx = client.transaction().await?;
+            execute(&tx, sql::REST, &[&millis(now)]).await?;
+            let forgotten =
+                execute(&tx, sql::EXPIRE, &[&millis(now), &millis(now - MAX_VALIDITY)]).await?;
+            tx.commit().await?;
+            Ok(forgotten)
         })
         .await
     }
 
-    async fn count(&self, now: SystemTime) -> Result<u64> {
+    async fn counts(&self, now: SystemTime) -> Result<Counts> {
         bounded("cannot count exit bridges", async {
             let client = self.pool.get().await?;
-            let count: i64 = value(&client, sql::COUNT, &[&millis(now)]).await?;
-            Ok(u64::try_from(count).unwrap_or_default())
-        })
-        .await
-    }
-
-    async fn count_untested(&self, now: SystemTime) -> Result<u64> {
-        bounded("cannot count exit bridges", async {
-            let client = self.pool.get().await?;
-            let count: i64 = value(&client, sql::COUNT_UNTESTED, &[&millis(now)]).await?;
-            Ok(u64::try_from(count).unwrap_or_default())
+            let rows = query(&client, sql::COUNTS, &[&millis(now), &millis(now - LATE)]).await?;
+            let row = rows.first().ok_or("no counts")?;
+            Ok(sql::counts([row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?]))
         })
         .await
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use eebt_proto::BridgeLine;
 use eebt_proto::directory::{Speed, Standing};
 
-use super::{Noted, Partition, Put, Record, Test, Withdrawn};
+use super::{Counts, Noted, Partition, Put, Record, Test, Withdrawn};
 
 /// Version of the tables. A database of another one is not touched.
 pub const VERSION: i64 = 1;
@@ -68,7 +68,7 @@ pub const SET_SECRET: &str = "INSERT INTO secrets VALUES ('ring', $1) ON CONFLIC
 pub const GET_SECRET: &str = "SELECT value FROM secrets WHERE name = 'ring'";
 
 /// identity, line, published, expires, claimed_country, capacity, software, part, now. No row: replayed.
-/// One with another line is as a new one, but is not tested sooner than a minute after its last test.
+/// One that is [`ANEW`] is as a new one, but is not tested sooner than a minute after its last test.
 pub const PUT: &str = "
 INSERT INTO bridges (identity, line, published, expires, claimed_country, capacity, software, part, next_test, changed)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
@@ -76,22 +76,27 @@ ON CONFLICT (identity) DO UPDATE SET
     line = excluded.line, published = excluded.published, expires = excluded.expires,
     claimed_country = excluded.claimed_country, capacity = excluded.capacity,
     software = excluded.software, part = excluded.part, withdrawn = 0, changed = excluded.changed,
-    standing = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0 THEN 'waiting' ELSE bridges.standing END,
-    live_until = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0 THEN 0 ELSE bridges.live_until END,
-    egress = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0 THEN NULL ELSE bridges.egress END,
-    next_test = CASE WHEN NOT (bridges.line <> excluded.line OR bridges.withdrawn <> 0) THEN bridges.next_test
+    standing = CASE WHEN {ANEW} THEN 'waiting' ELSE bridges.standing END,
+    live_until = CASE WHEN {ANEW} THEN 0 ELSE bridges.live_until END,
+    egress = CASE WHEN {ANEW} THEN NULL ELSE bridges.egress END,
+    next_test = CASE WHEN NOT {ANEW} THEN bridges.next_test
         WHEN ABS(bridges.tested) + 60000 > excluded.next_test THEN ABS(bridges.tested) + 60000
         ELSE excluded.next_test END,
-    tested = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0 THEN -ABS(bridges.tested) ELSE bridges.tested END,
-    failures = CASE WHEN bridges.line <> excluded.line OR bridges.withdrawn <> 0
-        THEN 0 ELSE bridges.failures END
+    tested = CASE WHEN {ANEW} THEN -ABS(bridges.tested) ELSE bridges.tested END,
+    failures = CASE WHEN {ANEW} THEN 0 ELSE bridges.failures END
 WHERE bridges.published < excluded.published
 RETURNING standing";
 
-/// identity, published, now. No row: replayed or unknown.
+/// Whether what tests found out does not hold for what is put: the line is another one, or the exit bridge was
+/// gone meanwhile.
+pub const ANEW: &str =
+    "(bridges.line <> excluded.line OR bridges.withdrawn <> 0 OR bridges.expires <= excluded.changed)";
+
+/// identity, published, now. No row: replayed or unknown. What is gone is due for no test before the year 10000,
+/// or whoever looks for those that are due had to look through it each time.
 pub const WITHDRAW: &str = "
 UPDATE bridges SET withdrawn = 1, published = $2, live_until = 0, egress = NULL, standing = 'waiting',
-    changed = $3
+    next_test = 253402300800000, changed = $3
 WHERE identity = $1 AND published < $2";
 pub const IS_KNOWN: &str = "SELECT COUNT(*) FROM bridges WHERE identity = $1";
 
@@ -107,7 +112,7 @@ RETURNING {RECORD}";
 /// identity, before, now.
 pub const HURRY: &str = "
 UPDATE bridges SET next_test = $3
-WHERE identity = $1 AND tested < $2 AND next_test > $3 AND withdrawn = 0";
+WHERE identity = $1 AND tested < $2 AND next_test > $3 AND withdrawn = 0 AND expires > $3";
 
 /// egress, identity, now: whoever has the address and is not handed out any more gives it up.
 pub const FREE_EGRESS: &str = "
@@ -131,9 +136,17 @@ ORDER BY changed, identity LIMIT $3";
 
 /// Now, and the time before which whatever was signed has expired.
 pub const EXPIRE: &str = "DELETE FROM bridges WHERE expires <= $1 AND published <= $2";
-pub const COUNT: &str = "SELECT COUNT(*) FROM bridges WHERE expires > $1 AND withdrawn = 0";
-pub const COUNT_UNTESTED: &str = "
-SELECT COUNT(*) FROM bridges WHERE expires > $1 AND withdrawn = 0 AND standing <> 'serving'";
+/// now: those that have expired are due for no test any more, as those that withdrew.
+pub const REST: &str = "
+UPDATE bridges SET next_test = 253402300800000 WHERE next_test <= $1 AND (expires <= $1 OR withdrawn <> 0)";
+
+/// now, and the time by which tests should have begun. The columns are those of [`counts`].
+pub const COUNTS: &str = "
+SELECT COUNT(*),
+    COUNT(CASE WHEN expires > $1 AND withdrawn = 0 THEN 1 END),
+    COUNT(CASE WHEN expires > $1 AND withdrawn = 0 AND standing <> 'serving' THEN 1 END),
+    COUNT(CASE WHEN expires > $1 AND withdrawn = 0 AND standing = 'serving' AND next_test <= $2 THEN 1 END)
+FROM bridges";
 
 pub const SET_POOL: &str =
     "INSERT INTO pools VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET size = excluded.size";
@@ -266,11 +279,21 @@ pub fn latency(latency: Option<Duration>) -> Option<i64> {
     latency.map(|latency| i64::try_from(latency.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// What [`PUT`] returned.
-pub fn put(standing: Option<&str>) -> Result<Put, Unreadable> {
-    match standing {
-        None => Ok(Put::Replayed),
-        Some(name) => from_name(name).map(Put::Kept).ok_or(Unreadable("standing")),
+/// What [`PUT`] returned, and [`IS_KNOWN`] counted before.
+pub fn put(standing: Option<&str>, known: i64) -> Result<Put, Unreadable> {
+    let Some(name) = standing else { return Ok(Put::Replayed) };
+    let standing = from_name(name).ok_or(Unreadable("standing"))?;
+    Ok(Put::Kept { standing, new: known == 0 })
+}
+
+/// What [`COUNTS`] counted.
+pub fn counts([kept, registered, untested, overdue]: [i64; 4]) -> Counts {
+    let count = |n| u64::try_from(n).unwrap_or_default();
+    Counts {
+        kept: count(kept),
+        registered: count(registered),
+        untested: count(untested),
+        overdue: count(overdue),
     }
 }
 

@@ -10,7 +10,9 @@ use eebt_proto::{BridgeDescriptor, BridgeLine};
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, TransactionBehavior, params};
 
 use super::sql::{self, RawRecord, millis};
-use super::{Cursor, Noted, Partition, Pool, Put, Record, Result, Store, StoreError, Test, Withdrawn};
+use super::{
+    Counts, Cursor, LATE, Noted, Partition, Pool, Put, Record, Result, Store, StoreError, Test, Withdrawn,
+};
 use crate::ring::Identity;
 
 /// How long another process (`hebtor-directory pool`) may hold the file.
@@ -27,7 +29,8 @@ type Boxed = Box<dyn std::error::Error + Send + Sync>;
 
 /// A statement in SQLite's form.
 fn statement(text: &str) -> String {
-    text.replace('$', "?").replace("{RECORD}", sql::RECORD).replace("{SKIP_LOCKED}", "")
+    let text = text.replace("{RECORD}", sql::RECORD).replace("{ANEW}", sql::ANEW);
+    text.replace('$', "?").replace("{SKIP_LOCKED}", "")
 }
 
 impl Sqlite {
@@ -132,6 +135,8 @@ impl Store for Sqlite {
     async fn put(&self, new: &BridgeDescriptor, partition: Partition, now: SystemTime) -> Result<Put> {
         let new = new.clone();
         self.with("cannot keep a descriptor", move |c| {
+            let known: i64 =
+                c.prepare_cached(&statement(sql::IS_KNOWN))?.query_row(params![new.identity()], |row| row.get(0))?;
             let standing: Option<String> = c
                 .prepare_cached(&statement(sql::PUT))?
                 .query_row(
@@ -149,7 +154,7 @@ impl Store for Sqlite {
                     |row| row.get(0),
                 )
                 .optional()?;
-            sql::put(standing.as_deref()).map_err(Into::into)
+            sql::put(standing.as_deref(), known).map_err(Into::into)
         })
         .await
     }
@@ -235,16 +240,26 @@ impl Store for Sqlite {
     }
 
     async fn expire(&self, now: SystemTime) -> Result<u64> {
-        let params = (millis(now), millis(now - MAX_VALIDITY));
-        Ok(self.execute("cannot forget old descriptors", sql::EXPIRE, params).await? as u64)
+        self.with("cannot forget old descriptors", move |c| {
+            let tx = c.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            tx.execute(&statement(sql::REST), [millis(now)])?;
+            let forgotten =
+                tx.execute(&statement(sql::EXPIRE), params![millis(now), millis(now - MAX_VALIDITY)])?;
+            tx.commit()?;
+            Ok(forgotten as u64)
+        })
+        .await
     }
 
-    async fn count(&self, now: SystemTime) -> Result<u64> {
-        self.number("cannot count exit bridges", sql::COUNT, [millis(now)]).await
-    }
-
-    async fn count_untested(&self, now: SystemTime) -> Result<u64> {
-        self.number("cannot count exit bridges", sql::COUNT_UNTESTED, [millis(now)]).await
+    async fn counts(&self, now: SystemTime) -> Result<Counts> {
+        self.with("cannot count exit bridges", move |c| {
+            let mut counts = c.prepare_cached(&statement(sql::COUNTS))?;
+            let columns = counts.query_row(params![millis(now), millis(now - LATE)], |row| {
+                Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?])
+            })?;
+            Ok(sql::counts(columns))
+        })
+        .await
     }
 
     async fn knows(&self, identity: &Identity) -> Result<bool> {

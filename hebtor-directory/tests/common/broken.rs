@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use eebt_proto::{BridgeDescriptor, BridgeLine};
 use hebtor_directory::ring::Identity;
 use hebtor_directory::store::{
-    Cursor, Noted, Partition, Pool, Put, Record, Result as StoreResult, Store, StoreError, Test, Withdrawn,
+    Counts, Cursor, Noted, Partition, Pool, Put, Record, Result as StoreResult, Store, StoreError, Test,
+    Withdrawn,
 };
 
 /// A store whose database is out of order.
@@ -45,10 +46,7 @@ impl Store for Broken {
     async fn knows(&self, _: &Identity) -> StoreResult<bool> {
         broken()
     }
-    async fn count(&self, _: SystemTime) -> StoreResult<u64> {
-        broken()
-    }
-    async fn count_untested(&self, _: SystemTime) -> StoreResult<u64> {
+    async fn counts(&self, _: SystemTime) -> StoreResult<Counts> {
         broken()
     }
     async fn set_pool(&self, _: &str, _: u32) -> StoreResult<()> {
