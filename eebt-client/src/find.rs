@@ -17,7 +17,7 @@ use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::bridges::{Now, Source};
+use crate::bridges::{Health, Now, Source};
 use crate::connect::Connector;
 
 /// Pauses after a failure: the first one, doubled with each in a row, and the longest.
@@ -134,9 +134,15 @@ impl Finder {
                         .iter()
                         .map(|f| (*f.bridge_line.reach.identity(), f.country))
                         .collect();
-                    lines = found.exit_bridges.into_iter().map(|found| found.bridge_line).collect();
-                    lines.truncate(MAX_HANDED_OUT);
-                    tracing::info!(directory = number, exit_bridges = lines.len(), "asked");
+                    let mut given: Vec<BridgeLine> =
+                        found.exit_bridges.into_iter().map(|found| found.bridge_line).collect();
+                    given.truncate(MAX_HANDED_OUT);
+                    tracing::info!(directory = number, exit_bridges = given.len(), "asked");
+                    let has_none = given.is_empty();
+                    lines = if has_none { self.still_good(&lines) } else { given };
+                    if has_none && !lines.is_empty() {
+                        tracing::info!(directory = number, kept = lines.len(), "those that work are kept");
+                    }
                     take(lines.clone()).await;
                     for (identity, country) in &countries {
                         self.connector.bridges().note_country(identity, *country);
@@ -146,6 +152,8 @@ impl Finder {
                     in_vain = if lines.is_empty() { in_vain + 1 } else { 0 };
                     if lines.is_empty() {
                         dry_pause(in_vain)
+                    } else if has_none {
+                        LEASES.start().mul_f64(rand::random_range(1.0..1.5))
                     } else {
                         lease.mul_f64(rand::random_range(0.9..1.0))
                     }
@@ -189,6 +197,17 @@ impl Finder {
         }
     }
 
+    /// See [`still_good`].
+    fn still_good(&self, lines: &[BridgeLine]) -> Vec<BridgeLine> {
+        let now = Now::read();
+        let shown = self.connector.bridges().shown(now);
+        let works = |identity: &[u8; 32]| {
+            let mut of_this = shown.iter().filter(|shown| shown.id.identity() == identity);
+            of_this.any(|shown| matches!(shown.health, Health::Works { .. } | Health::Untried))
+        };
+        still_good(lines, works, now.wall)
+    }
+
     /// One question. A ticket that is not taken any more is forgotten, and the next question makes a new
     /// one; the pauses between questions see to it that a directory can't have us make one after the
     /// other.
@@ -208,8 +227,9 @@ impl Finder {
 
     async fn report(&self, http: &OnionHttp, identity: [u8; 32], number: usize) {
         let Some(kept) = self.tickets.get(http.service()).await else { return };
-        match http.post(REPORTS, &Report { ticket: kept.ticket, identity }).await {
-            Ok(_) => tracing::debug!(directory = number, "an exit bridge was reported"),
+        let reply = http.post(REPORTS, &Report { ticket: kept.ticket, identity }).await;
+        match reply.map_err(FindError::from).and_then(|reply| check(&reply)) {
+            Ok(()) => tracing::debug!(directory = number, "an exit bridge was reported"),
             Err(error) => tracing::debug!(directory = number, %error, "a report was lost"),
         }
     }
@@ -244,6 +264,17 @@ impl Finder {
         self.tickets.put(http.service(), Kept { terms, ticket: ticket.clone() }).await;
         Ok(ticket)
     }
+}
+
+/// What stays of what a directory gave, after it answered that it has none: those that have not ended, as long as one of
+/// them works. A directory whose own tests fail, or that has just begun, knows less than we do.
+fn still_good(
+    lines: &[BridgeLine],
+    works: impl Fn(&[u8; 32]) -> bool,
+    now: SystemTime,
+) -> Vec<BridgeLine> {
+    let alive = lines.iter().filter(|line| !line.is_expired(now)).cloned().collect::<Vec<_>>();
+    if alive.iter().any(|line| works(line.reach.identity())) { alive } else { Vec::new() }
 }
 
 fn today() -> u32 {
@@ -305,6 +336,26 @@ impl TicketFile {
 mod tests {
     use super::*;
     use eebt_proto::ticket::TicketKind;
+    use eebt_proto::{PortSet, Reach};
+
+    #[test]
+    fn an_empty_answer_takes_nothing_away_that_works() {
+        let now = SystemTime::now();
+        let minute = Duration::from_secs(60);
+        let line = |n, expires| BridgeLine {
+            reach: Reach::Onion(OnionReach { service: [n; 32] }),
+            ports: PortSet::web(),
+            expires,
+        };
+        let (one, two) = (line(1, None), line(2, Some(now + minute)));
+        let both = [one.clone(), two.clone()];
+        assert_eq!(still_good(&both, |_| true, now), both);
+        assert_eq!(still_good(&both, |id| id[0] == 2, now), both, "the other one may work again");
+        assert_eq!(still_good(&both, |_| false, now), []);
+        assert_eq!(still_good(&both, |_| true, now + minute), [one], "one has ended");
+        assert_eq!(still_good(&both, |id| id[0] == 2, now + minute), [], "the one that worked has");
+        assert_eq!(still_good(&[], |_| true, now), []);
+    }
 
     #[tokio::test]
     async fn tickets_are_kept_for_their_owner_only() {

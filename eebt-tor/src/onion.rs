@@ -14,7 +14,10 @@ use tor_circmgr::build::onion_circparams_from_netparams;
 use tor_circmgr::hspool::HsCircPool;
 use tor_circmgr::isolation::{IsolationToken, StreamIsolationBuilder};
 use tor_error::ErrorReport as _;
-use tor_hsclient::{HsClientConnector, HsClientSecretKeysBuilder, RendCircConnector};
+use tor_hsclient::{
+    ConnError, DescriptorErrorDetail, FailedAttemptError, HsClientConnector, HsClientSecretKeysBuilder,
+    RendCircConnector,
+};
 use tor_netdir::{NetDir, Relay, Timeliness};
 use tor_relay_selection::{RelayExclusion, RelaySelectionConfig, RelayUsage};
 
@@ -56,6 +59,35 @@ fn tor_error(error: impl std::error::Error + 'static) -> OnionError {
     OnionError::Tor(error.report().to_string())
 }
 
+impl From<ConnError> for OnionError {
+    fn from(error: ConnError) -> Self {
+        // Whose fault it is: the service's, unless no try came as far as to anything that the service has a say in.
+        // It names its introduction points, so that those that can't be reached are no excuse for it.
+        let ours = match &error {
+            ConnError::NoHsDirs | ConnError::Spawn { .. } | ConnError::Bug(_) => true,
+            ConnError::DescriptorDownload(tries) => tries.sources().all(|tried| not_asked(&tried.0.error)),
+            ConnError::Failed(tries) => tries.sources().all(not_met),
+            _ => false,
+        };
+        let said = error.report().to_string();
+        if ours { Self::Tor(said) } else { Self::Service(said) }
+    }
+}
+
+/// Did a try to fetch a descriptor end before any relay was asked for it?
+fn not_asked(error: &DescriptorErrorDetail) -> bool {
+    matches!(error, DescriptorErrorDetail::Circuit(_) | DescriptorErrorDetail::Bug(_))
+}
+
+/// Did a try to meet a service end before it could be told where?
+fn not_met(error: &FailedAttemptError) -> bool {
+    use FailedAttemptError::*;
+    matches!(
+        error,
+        RendezvousCircuitObtain { .. } | RendezvousEstablish { .. } | RendezvousEstablishTimeout { .. } | Bug(_)
+    )
+}
+
 impl OnionConnector {
     /// With the circuits of `tor`, which must have been bootstrapped.
     ///
@@ -93,7 +125,7 @@ impl OnionConnector {
             PathKind::Vanguards => &self.vanguards,
         };
         let tunnel = connector.get_or_launch_tunnel(&netdir, service.into(), keys, isolation);
-        tunnel.await.map_err(|e| OnionError::Service(e.report().to_string()))
+        Ok(tunnel.await?)
     }
 
     /// Waits until a circuit to `service`, one of our own, could be made as a client makes it: Arti's
@@ -152,5 +184,22 @@ impl RendCircConnector for Meeting {
         }
         // Let Arti choose a path, though it is longer.
         self.pool.get_or_launch_client_rend(netdir).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_blamed_for_what_it_has_a_say_in_only() {
+        let timeout = || tor_circmgr::Error::CircTimeout(None);
+        assert!(matches!(ConnError::NoHsDirs.into(), OnionError::Tor(_)));
+        for service in [ConnError::NoUsableIntroPoints, ConnError::NoUsableHsDirs, ConnError::InvalidHsId] {
+            assert!(matches!(service.into(), OnionError::Service(_)));
+        }
+        assert!(not_asked(&DescriptorErrorDetail::Circuit(timeout())));
+        assert!(!not_asked(&DescriptorErrorDetail::Timeout), "a relay may have been asked");
+        assert!(not_met(&FailedAttemptError::RendezvousCircuitObtain { error: timeout() }));
     }
 }

@@ -134,7 +134,7 @@ impl Directory {
         let status = bind("status", config.status).await?;
         let echo = bind("echo.listen", config.echo.listen).await?;
         if let Some(status) = status {
-            tasks.spawn(serve::tcp(status, metrics::router(Arc::clone(metrics))));
+            tasks.spawn(serve::tcp(status, metrics::router(Arc::clone(metrics)), serve::CLIENTS));
         }
 
         let store = open_store(&config.store).await?;
@@ -168,7 +168,7 @@ impl Directory {
             metrics: Arc::clone(metrics),
         }));
         if let Some(listen) = listen {
-            tasks.spawn(serve::tcp(listen, router.clone()));
+            tasks.spawn(serve::tcp(listen, router.clone(), serve::CLIENTS));
         }
         if key.is_none() && echo.is_none() {
             return Ok(address); // Nothing else here needs Tor.
@@ -190,8 +190,9 @@ impl Directory {
                     echo_address,
                     config: config.tests,
                     geoip: GeoipDb::new_embedded(),
+                    lately: Default::default(),
                 };
-                tasks.spawn(serve::tcp(listener, tester.echo.router()));
+                tasks.spawn(serve::tcp(listener, tester.echo.router(), serve::VISITORS));
                 tasks.spawn(tester.run());
             }
             _ => tracing::warn!("echo.listen is not set: exit bridges are not tested by this process"),

@@ -1,8 +1,9 @@
 //! The proof: before an exit bridge is handed out, and then at random times, we connect through it to
 //! our own echo and learn whether it lives, which address it leaves from, and how fast it is.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use eebt_proto::Country;
@@ -22,6 +23,8 @@ use tor_netdir::{NetDirProvider, Timeliness};
 use crate::config::Tests;
 use crate::echo::{Echo, PAGE_LEN};
 use crate::index::causes;
+use crate::ring::Identity;
+use crate::serve::neighbourhood;
 use crate::store::{Noted, Record, Store, StoreError, Test};
 
 /// How often the store is asked who is due.
@@ -32,6 +35,10 @@ const SECOND_LOOK: Duration = Duration::from_secs(10);
 
 /// Longest pause between two tests of an exit bridge that fails them.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1800);
+
+/// When so many exit bridges that were handed out fail in this time, and none passes, the fault is looked for here.
+const ALL_AT_ONCE: usize = 8;
+const LATELY: Duration = Duration::from_secs(60);
 
 /// What the tester works with.
 pub struct Tester {
@@ -49,6 +56,43 @@ pub struct Tester {
     pub config: Tests,
     /// Where addresses are.
     pub geoip: Arc<GeoipDb>,
+    /// How tests went.
+    pub lately: Mutex<Lately>,
+}
+
+/// How the tests of the last minute went. When all of them fail it is not the exit bridges that fail: the echo can't be
+/// reached, this machine is off the network, or somebody sees to it.
+#[derive(Default)]
+pub struct Lately {
+    passed: Option<Instant>,
+    failed: HashMap<Identity, Instant>,
+    warned: bool,
+}
+
+impl Lately {
+    fn passed(&mut self, now: Instant) {
+        self.passed = Some(now);
+    }
+
+    /// One that was handed out failed.
+    fn failed(&mut self, identity: Identity, now: Instant) {
+        self.failed.retain(|_, at| now - *at < LATELY);
+        self.failed.insert(identity, now);
+    }
+
+    fn is_us(&mut self, now: Instant) -> bool {
+        let failed = self.failed.values().filter(|at| now - **at < LATELY).count();
+        let passed = self.passed.is_some_and(|at| now - at < LATELY);
+        let us = failed >= ALL_AT_ONCE && !passed;
+        if us && !self.warned {
+            tracing::warn!(
+                "all tests of exit bridges fail: can the echo be reached from outside? They are handed out until \
+                 their last test is too old"
+            );
+        }
+        self.warned = us;
+        us
+    }
 }
 
 /// What a test that came through found out.
@@ -113,17 +157,18 @@ impl Tester {
     async fn test(&self, record: &Record) -> Result<(), StoreError> {
         let result = timeout(self.config.timeout, self.visit(record)).await;
         let result = result.unwrap_or_else(|_| Err(Failed::ExitBridge("no answer in time".into())));
+        let result = result.and_then(|seen| Ok((self.refuse(seen.egress)?, seen)));
         if let Err(failed) = &result {
             tracing::debug!(error = %failed, "an exit bridge did not pass");
         }
         let now = SystemTime::now();
+        let is_us = self.is_us(record, &result, now);
         let draw = rand::rng().random_range(0.5..1.0);
         let test = match result {
             // We can't tell: as if it had not been tested.
-            Err(Failed::Tor(_)) => Test { next: now + SECOND_LOOK, ..record.test.clone() },
-            Err(Failed::ExitBridge(_)) => failed(record, &self.config, now, draw),
-            Ok(seen) => {
-                let refused = self.refuse(seen.egress);
+            Err(_) if is_us => Test { next: now + SECOND_LOOK, ..record.test.clone() },
+            Err(_) => failed(record, &self.config, now, draw),
+            Ok((refused, seen)) => {
                 let country = self.country(seen.egress).or(record.claimed_country);
                 passed(&seen, refused, country, &self.config, now, draw)
             }
@@ -172,20 +217,47 @@ impl Tester {
         Ok(Seen { egress, latency: first - start, bytes_per_second })
     }
 
-    /// Is this address no use as egress?
-    fn refuse(&self, egress: IpAddr) -> Option<Standing> {
-        if special_use(egress).is_some()
-            && !self.config.allow_egress.iter().any(|net: &IpNet| net.contains(&egress))
-        {
-            return Some(Standing::EgressIsSpecial);
+    /// Is it our own fault that a test failed? For what other exit bridges do as well.
+    fn is_us<T>(&self, record: &Record, result: &Result<T, Failed>, at: SystemTime) -> bool {
+        let now = Instant::now();
+        let mut lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(_) => lately.passed(now),
+            Err(Failed::ExitBridge(_)) if record.test.live_until > at => {
+                lately.failed(*record.identity(), now);
+            }
+            Err(_) => {}
         }
-        let netdir = self.netdir.netdir(Timeliness::Unchecked).ok()?;
-        let is_relay = netdir.relays().any(|relay| relay.addrs().any(|a| a.ip() == egress));
-        is_relay.then_some(Standing::EgressIsTorRelay)
+        matches!(result, Err(Failed::Tor(_))) || lately.is_us(now)
+    }
+
+    /// Is this address no use as egress?
+    fn refuse(&self, egress: IpAddr) -> Result<Option<Standing>, Failed> {
+        let netdir = self.netdir.netdir(Timeliness::Unchecked).ok();
+        let is_relay = |egress| {
+            let near = |relay: tor_netdir::Relay<'_>| relay.addrs().any(|a| neighbourhood(a.ip()) == egress);
+            netdir.as_ref().map(|netdir| netdir.relays().any(near))
+        };
+        refuse(egress, &self.config.allow_egress, is_relay)
     }
 
     fn country(&self, egress: IpAddr) -> Option<Country> {
         self.geoip.lookup_country_code(egress)?.as_ref().parse().ok()
+    }
+}
+
+/// Is this address no use as egress? `is_relay` says whether a relay of Tor is there, if it can tell.
+fn refuse(
+    egress: IpAddr,
+    allow: &[IpNet],
+    is_relay: impl FnOnce(IpAddr) -> Option<bool>,
+) -> Result<Option<Standing>, Failed> {
+    if special_use(egress).is_some() && !allow.iter().any(|net| net.contains(&egress)) {
+        return Ok(Some(Standing::EgressIsSpecial));
+    }
+    match is_relay(neighbourhood(egress)) {
+        Some(is_relay) => Ok(is_relay.then_some(Standing::EgressIsTorRelay)),
+        None => Err(Failed::Tor("no consensus to look egress addresses up in".into())),
     }
 }
 
@@ -202,7 +274,7 @@ fn passed(
         standing: Standing::Serving,
         // Until the next test has had its time, and the second look that a failure gets.
         live_until: now + config.handed_out_for(),
-        egress: Some(seen.egress),
+        egress: Some(neighbourhood(seen.egress)),
         country,
         latency: Some(seen.latency),
         speed: Speed::of(seen.bytes_per_second),
@@ -312,6 +384,66 @@ mod tests {
             last = pause;
         }
         assert_eq!(last, LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn private_addresses_and_those_of_relays_are_of_no_use() {
+        let (public, private) = (IpAddr::from([203, 0, 114, 1]), IpAddr::from([192, 168, 1, 1]));
+        let says = |egress, allow: &[IpNet], is_relay| refuse(egress, allow, |_| is_relay).ok();
+        let home = ["192.168.0.0/16".parse().unwrap()];
+        assert_eq!(says(public, &[], Some(false)), Some(None));
+        assert_eq!(says(public, &[], Some(true)), Some(Some(Standing::EgressIsTorRelay)));
+        assert_eq!(says(private, &[], Some(false)), Some(Some(Standing::EgressIsSpecial)));
+        assert_eq!(says([127, 0, 0, 1].into(), &home, Some(false)), Some(Some(Standing::EgressIsSpecial)));
+        assert_eq!(says(private, &home, Some(false)), Some(None));
+        assert_eq!(says(private, &home, Some(true)), Some(Some(Standing::EgressIsTorRelay)));
+        // Nobody is handed out who could be a relay.
+        assert_eq!(says(public, &[], None), None);
+        assert!(matches!(refuse(public, &[], |_| None), Err(Failed::Tor(_))));
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_are_one() {
+        let at = |text: &str| Seen { egress: text.parse().unwrap(), ..seen() };
+        let config = Tests::default();
+        let egress = |text| passed(&at(text), None, None, &config, now(), 1.0).egress;
+        assert_eq!(egress("2001:db8:1:2::3"), egress("2001:db8:1:2:f::1"));
+        assert_ne!(egress("2001:db8:1:2::3"), egress("2001:db8:1:3::3"));
+        assert_eq!(egress("203.0.114.1"), Some([203, 0, 114, 1].into()));
+        let asked = |text: &str| {
+            let mut asked = None;
+            let _ = refuse(text.parse().unwrap(), &["2001:db8::/32".parse().unwrap()], |at| {
+                asked = Some(at);
+                None
+            });
+            asked
+        };
+        assert_eq!(asked("2001:db8:1:2::3"), Some("2001:db8:1:2::".parse().unwrap()));
+    }
+
+    #[test]
+    fn when_all_fail_at_once_it_is_us() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut lately = Lately::default();
+        for n in 0..7 {
+            lately.failed([n; 32], at(0));
+            lately.failed([n; 32], at(1)); // again, and counted once
+        }
+        assert!(!lately.is_us(at(1)));
+        lately.failed([7; 32], at(2));
+        assert!(lately.is_us(at(2)));
+        lately.passed(at(3));
+        assert!(!lately.is_us(at(3)), "one came through");
+        assert!(!lately.is_us(at(61)), "and those that failed did so a while ago");
+        for n in 0..8 {
+            lately.failed([n; 32], at(62));
+        }
+        assert!(!lately.is_us(at(62)));
+        assert!(lately.is_us(at(63)), "a minute after the last one that passed");
+        assert!(!lately.is_us(at(122)));
+        lately.failed([9; 32], at(130));
+        assert_eq!(lately.failed.len(), 1, "nothing old is kept");
     }
 
     #[test]

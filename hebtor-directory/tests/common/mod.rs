@@ -83,7 +83,7 @@ impl Running {
         change(&mut api);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let task = tokio::spawn(serve::tcp(listener, api::router(Arc::new(api))));
+        let task = tokio::spawn(serve::tcp(listener, api::router(Arc::new(api)), serve::CLIENTS));
         Self { addr, index, task }
     }
 }
