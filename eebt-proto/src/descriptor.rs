@@ -122,12 +122,17 @@ impl DescriptorError {
     }
 
     /// What to try.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> &'static str {
         match self {
-            Self::Stale | Self::Future => Some("is the exit bridge's clock right?"),
-            Self::Version(_) => Some("one side needs a newer version"),
-            Self::Ended => Some("start the exit bridge again, with a new lifetime"),
-            _ => None,
+            Self::TooLong | Self::Malformed(_) | Self::Field(..) => {
+                "docs/protocol.md, section 8, describes the documents"
+            }
+            Self::Version(_) => "one side needs a newer version",
+            Self::Signature => "sign the document's bytes as they are sent, behind the domain, with the identity's key",
+            Self::NotItsReach => "an exit bridge registers a bridge line of its own, with its own key",
+            Self::Stale | Self::Future => "is the exit bridge's clock right?",
+            Self::Validity => "let it expire at most 3 hours after it was published, and renew it in time",
+            Self::Ended => "start the exit bridge again, with a new lifetime",
         }
     }
 }

@@ -173,8 +173,8 @@ pub struct ErrorDetail {
     /// For people; names the field.
     pub message: String,
     /// What to try.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
+    #[serde(default)]
+    pub hint: String,
 }
 
 #[cfg(test)]

@@ -66,17 +66,18 @@ pub struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: String,
-    hint: Option<String>,
+    hint: String,
     retry_after: Option<Duration>,
 }
 
 impl ApiError {
-    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), hint: None, retry_after: None }
-    }
-
-    fn hint(self, hint: impl Into<String>) -> Self {
-        Self { hint: Some(hint.into()), ..self }
+    fn new(
+        status: StatusCode,
+        code: &'static str,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self { status, code, message: message.into(), hint: hint.into(), retry_after: None }
     }
 
     fn retry_after(self, after: Duration) -> Self {
@@ -100,8 +101,9 @@ impl IntoResponse for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         tracing::error!(error = %causes(&error), "a request failed");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "the directory's database failed")
-            .hint("nothing was changed; try again in a minute")
+        let hint = "nothing was changed; try again in a minute";
+        let message = "the directory's database failed";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message, hint)
             .retry_after(Duration::from_secs(60))
     }
 }
@@ -113,21 +115,22 @@ impl From<DescriptorError> for ApiError {
             DescriptorError::Signature | DescriptorError::NotItsReach => StatusCode::FORBIDDEN,
             _ => StatusCode::BAD_REQUEST,
         };
-        let api = Self::new(status, error.code(), error.to_string());
-        match error.hint() {
-            Some(hint) => api.hint(hint),
-            None => api,
-        }
+        Self::new(status, error.code(), error.to_string(), error.hint())
     }
 }
 
 impl From<AdmitError> for ApiError {
     fn from(error: AdmitError) -> Self {
         match error {
-            AdmitError::Ticket(error) => Self::new(StatusCode::FORBIDDEN, error.code(), error.to_string())
-                .hint(format!("read {} and make a new ticket", paths::TICKET_TERMS)),
-            AdmitError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error.to_string())
-                .retry_after(Duration::from_secs(5)),
+            AdmitError::Ticket(error) => {
+                let hint = format!("read {} and make a new ticket", paths::TICKET_TERMS);
+                Self::new(StatusCode::FORBIDDEN, error.code(), error.to_string(), hint)
+            }
+            AdmitError::Busy => {
+                let hint = "come again in some seconds, with the same ticket";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error.to_string(), hint)
+                    .retry_after(Duration::from_secs(5))
+            }
         }
     }
 }
@@ -137,10 +140,13 @@ impl From<Excess> for ApiError {
         let message = error.to_string();
         match error {
             Excess::Rate { retry_after } => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_often", message).retry_after(retry_after)
+                let hint = "what was given is good until lease_until; Retry-After says when to come again";
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_often", message, hint).retry_after(retry_after)
             }
-            Excess::Wishes => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_wishes", message)
-                .hint("ask with wishes that were asked with before"),
+            Excess::Wishes => {
+                let hint = "ask with wishes that were asked with before";
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_wishes", message, hint)
+            }
         }
     }
 }
@@ -158,12 +164,18 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
                     StatusCode::PAYLOAD_TOO_LARGE,
                     "body_too_long",
                     format!("the body is longer than {MAX_BODY} bytes"),
+                    "docs/protocol.md, section 10, describes the messages; none is as long",
                 ),
-                _ => ApiError::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body did not arrive"),
+                _ => ApiError::new(
+                    StatusCode::BAD_REQUEST,
+                    "body_incomplete",
+                    "the body did not arrive",
+                    "send as many bytes as Content-Length says, or chunks up to the last one",
+                ),
             })?;
         from_json(&body).map(Self).map_err(|error| {
-            ApiError::new(StatusCode::BAD_REQUEST, "body_malformed", format!("body: {error}"))
-                .hint("docs/protocol.md describes the messages")
+            let hint = "docs/protocol.md describes the messages";
+            ApiError::new(StatusCode::BAD_REQUEST, "body_malformed", format!("body: {error}"), hint)
         })
     }
 }
@@ -182,11 +194,13 @@ pub fn router(api: Arc<Api>) -> Router {
         .route(paths::EXIT_BRIDGES, post(hand_out))
         .route(paths::REPORTS, post(report))
         .method_not_allowed_fallback(async || {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_unknown", "not a method of this path")
+            let message = "not a method of this path";
+            let hint = "docs/protocol.md, section 10, lists paths and methods; the header Allow has this one's";
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_unknown", message, hint)
         })
         .fallback(async || {
-            ApiError::new(StatusCode::NOT_FOUND, "path_unknown", "there is nothing at this path")
-                .hint("docs/protocol.md lists the paths")
+            let hint = "docs/protocol.md lists the paths";
+            ApiError::new(StatusCode::NOT_FOUND, "path_unknown", "there is nothing at this path", hint)
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(api)
@@ -202,14 +216,15 @@ async fn register(
         let closed = |ip| special_use(ip).is_some() && !api.allow.iter().any(|net| net.contains(&ip));
         if reach.addresses.iter().any(|addr| closed(addr.ip())) {
             let message = "bridge_line: address: is not a public address";
-            return Err(ApiError::new(StatusCode::BAD_REQUEST, "address_special", message)
-                .hint("an exit bridge behind NAT can be an onion exit bridge"));
+            let hint = "an exit bridge behind NAT can be an onion exit bridge";
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, "address_special", message, hint));
         }
     }
     let full = api.metrics.kept() >= api.max_registered || api.metrics.untested() >= api.max_untested;
     if full && !api.store.knows(descriptor.identity()).await? {
         let message = "no more exit bridges can be registered here now";
-        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "full", message)
+        let hint = "places become free again; register with another directory meanwhile";
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "full", message, hint)
             .retry_after(Duration::from_secs(600)));
     }
     let partition = partition(&api.secret, descriptor.identity(), &api.hand_out);
@@ -218,8 +233,8 @@ async fn register(
             StatusCode::CONFLICT,
             "descriptor_replayed",
             "published: a descriptor that was signed at the same time or later is here already",
-        )
-        .hint("sign a new one")),
+            "sign a new one",
+        )),
         Put::Kept { standing, new } => {
             api.metrics.count(Event::Registered);
             if new {
@@ -252,11 +267,13 @@ async fn withdraw(
             StatusCode::CONFLICT,
             "descriptor_replayed",
             "published: something that was signed at the same time or later is here already",
+            "sign a new withdrawal, after what was signed last",
         )),
         Withdrawn::Unknown => Err(ApiError::new(
             StatusCode::NOT_FOUND,
             "exit_bridge_unknown",
             "identity: is not registered here",
+            "there is nothing to withdraw; is it another directory that it registered with?",
         )),
     }
 }

@@ -104,6 +104,7 @@ fn refused(name: &str, answer: &Answer) -> (String, String) {
     assert!((400..500).contains(&answer.status), "{name}: {answer:?}");
     let error = serde_json::from_slice::<ErrorBody>(&answer.body);
     let error = error.unwrap_or_else(|e| panic!("{name}: {e}: {answer:?}")).error;
+    assert!(!error.hint.is_empty(), "{name}: no hint: {answer:?}");
     (error.code, error.message)
 }
 

@@ -112,10 +112,12 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 
-    /// The code of an error; nothing where it is none of ours.
+    /// The code of an error; nothing where it is none of ours. Whatever has a code says what to try.
     pub fn code(&self) -> Option<String> {
         let body: Value = serde_json::from_slice(&self.body).ok()?;
-        body["error"]["code"].as_str().map(str::to_owned)
+        let code = body["error"]["code"].as_str().map(str::to_owned)?;
+        assert!(body["error"]["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "no hint: {self:?}");
+        Some(code)
     }
 
     pub fn message(&self) -> String {
