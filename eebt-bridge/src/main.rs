@@ -138,6 +138,10 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         RunError::Config(ConfigError::Field { .. } | ConfigError::Parse { .. }) => {
             Some("deploy/eebt-bridge.example.toml documents every key")
         }
+        RunError::Config(ConfigError::Read { .. }) => Some("is the path right, and may this user read it?"),
+        RunError::Config(ConfigError::Write { .. }) => {
+            Some("does the folder exist, and may this user write there?")
+        }
         RunError::Keys(KeysError::Folder(_)) => Some("the folder must belong to you alone: chmod 700"),
         _ => None,
     }

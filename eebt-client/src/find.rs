@@ -268,11 +268,7 @@ impl Finder {
 
 /// What stays of what a directory gave, after it answered that it has none: those that have not ended, as long as one of
 /// them works. A directory whose own tests fail, or that has just begun, knows less than we do.
-fn still_good(
-    lines: &[BridgeLine],
-    works: impl Fn(&[u8; 32]) -> bool,
-    now: SystemTime,
-) -> Vec<BridgeLine> {
+fn still_good(lines: &[BridgeLine], works: impl Fn(&[u8; 32]) -> bool, now: SystemTime) -> Vec<BridgeLine> {
     let alive = lines.iter().filter(|line| !line.is_expired(now)).cloned().collect::<Vec<_>>();
     if alive.iter().any(|line| works(line.reach.identity())) { alive } else { Vec::new() }
 }

@@ -341,6 +341,8 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         ConfigError::Parse { .. } | ConfigError::Field { .. } => {
             Some("deploy/eebt-client.example.toml documents every key")
         }
+        ConfigError::Read { .. } => Some("is the path right, and may this user read it?"),
+        ConfigError::Write { .. } => Some("does the folder exist, and may this user write there?"),
         _ => None,
     }
 }

@@ -128,7 +128,9 @@ impl DescriptorError {
                 "docs/protocol.md, section 8, describes the documents"
             }
             Self::Version(_) => "one side needs a newer version",
-            Self::Signature => "sign the document's bytes as they are sent, behind the domain, with the identity's key",
+            Self::Signature => {
+                "sign the document's bytes as they are sent, behind the domain, with the identity's key"
+            }
             Self::NotItsReach => "an exit bridge registers a bridge line of its own, with its own key",
             Self::Stale | Self::Future => "is the exit bridge's clock right?",
             Self::Validity => "let it expire at most 3 hours after it was published, and renew it in time",

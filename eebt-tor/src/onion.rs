@@ -84,7 +84,10 @@ fn not_met(error: &FailedAttemptError) -> bool {
     use FailedAttemptError::*;
     matches!(
         error,
-        RendezvousCircuitObtain { .. } | RendezvousEstablish { .. } | RendezvousEstablishTimeout { .. } | Bug(_)
+        RendezvousCircuitObtain { .. }
+            | RendezvousEstablish { .. }
+            | RendezvousEstablishTimeout { .. }
+            | Bug(_)
     )
 }
 

@@ -195,7 +195,8 @@ pub fn router(api: Arc<Api>) -> Router {
         .route(paths::REPORTS, post(report))
         .method_not_allowed_fallback(async || {
             let message = "not a method of this path";
-            let hint = "docs/protocol.md, section 10, lists paths and methods; the header Allow has this one's";
+            let hint =
+                "docs/protocol.md, section 10, lists paths and methods; the header Allow has this one's";
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_unknown", message, hint)
         })
         .fallback(async || {

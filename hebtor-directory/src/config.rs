@@ -14,6 +14,12 @@ use serde::Deserialize;
 
 use crate::store::postgres::{PostgresUrl, PostgresUrlError};
 
+/// The longest durations that make sense: times are added to them, and a slip of the pen shall not be found out then.
+const LONGEST_EVERY: Duration = Duration::from_secs(24 * 3600);
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(600);
+const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
+const MOST_DAYS: u32 = 3650;
+
 /// The configuration of an exit-bridge directory. Every field but `echo.address` has a default that works.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -254,8 +260,12 @@ impl Config {
         {
             return bad("echo.address", "must be set where echo.listen does not say which address it is");
         }
-        if self.tests.every < Duration::from_secs(1) || self.tests.timeout < Duration::from_secs(1) {
-            return bad("tests.every, tests.timeout", "must be at least 1s");
+        let second = Duration::from_secs(1);
+        if !(second..=LONGEST_EVERY).contains(&self.tests.every) {
+            return bad("tests.every", "must be from 1s to 1day");
+        }
+        if !(second..=LONGEST_TIMEOUT).contains(&self.tests.timeout) {
+            return bad("tests.timeout", "must be from 1s to 10m");
         }
         if self.tests.at_once == 0 || self.tests.at_once > 1000 {
             return bad("tests.at_once", "must be from 1 to 1000");
@@ -263,14 +273,14 @@ impl Config {
         if u32::from(self.hand_out.reserve) + u32::from(self.hand_out.private) > 100 {
             return bad("hand_out.reserve, hand_out.private", "must not be more than 100 together");
         }
-        if self.hand_out.lease < Duration::from_secs(1) {
-            return bad("hand_out.lease", "must be at least 1s");
+        if !(second..=LONGEST_LEASE).contains(&self.hand_out.lease) {
+            return bad("hand_out.lease", "must be from 1s to 1day");
         }
         if self.max_registered == 0 || self.max_untested == 0 {
             return bad("max_registered, max_untested", "must be more than 0");
         }
-        if self.tickets.days == 0 {
-            return bad("tickets.days", "must be at least 1");
+        if !(1..=MOST_DAYS).contains(&self.tickets.days) {
+            return bad("tickets.days", "must be from 1 to 3650");
         }
         let terms = self.terms([0; 32]);
         terms.check().map_err(|e| ConfigError::field("tickets", e.to_string()))
@@ -329,10 +339,19 @@ mod tests {
             ("[echo]\nlisten = \"0.0.0.0:80\"", "echo.address"),
             ("[echo]\naddress = \"192.0.2.1:80\"", "echo.listen"),
             ("[tests]\nevery = \"0s\"", "tests.every"),
+            ("[tests]\nevery = \"25h\"", "tests.every"),
+            ("[tests]\nevery = \"500000000000years\"", "tests.every"),
+            ("[tests]\nevery = \"soon\"", "tests"),
+            ("[tests]\ntimeout = \"0s\"", "tests.timeout"),
+            ("[tests]\ntimeout = \"11m\"", "tests.timeout"),
+            ("[tests]\ntimeout = \"500000000000years\"", "tests.timeout"),
+            ("[hand_out]\nlease = \"0s\"", "hand_out.lease"),
+            ("[hand_out]\nlease = \"500000000000years\"", "hand_out.lease"),
             ("[tests]\nat_once = 0", "tests.at_once"),
             ("[hand_out]\nreserve = 60\nprivate = 41", "hand_out.reserve"),
             ("[tickets]\nbits = 40", "tickets"),
             ("[tickets]\ndays = 0", "tickets.days"),
+            ("[tickets]\ndays = 4294967295", "tickets.days"),
             ("max_registered = 0", "max_registered"),
         ] {
             let error = parse(text).unwrap_err();

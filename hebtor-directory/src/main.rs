@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use eebt_tor::ConfigError;
 use hebtor_directory::directory::open_store;
+use hebtor_directory::store::StoreError;
 use hebtor_directory::{Config, Directory, RunError};
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +40,7 @@ enum Pool {
     /// Make a pool, or change its size.
     Set {
         /// Its name, for you alone.
+        #[arg(value_parser = pool_name)]
         name: String,
         /// How many exit bridges should be in it.
         #[arg(long, short = 'n', default_value_t = 3)]
@@ -47,6 +49,7 @@ enum Pool {
     /// Print the bridge lines in a pool that work now.
     Show {
         /// Its name.
+        #[arg(value_parser = pool_name)]
         name: String,
     },
     /// List the pools.
@@ -58,6 +61,7 @@ enum Pool {
     /// End a pool; its exit bridges may go to others.
     Rm {
         /// Its name.
+        #[arg(value_parser = pool_name)]
         name: String,
     },
 }
@@ -69,9 +73,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hebtor-directory: {error:#}");
-            if let Some(hint) = hint(&error) {
-                eprintln!("hint: {hint}");
-            }
+            eprintln!("hint: {}", hint(&error));
             ExitCode::FAILURE
         }
     }
@@ -144,29 +146,40 @@ fn print(text: &str) {
     println!("{text}");
 }
 
-/// What to try, for errors where that is known.
-fn hint(error: &anyhow::Error) -> Option<&'static str> {
+/// A name that can be typed and listed.
+fn pool_name(text: &str) -> Result<String, String> {
+    let plain = !text.trim().is_empty() && text.chars().count() <= 64 && !text.chars().any(char::is_control);
+    plain.then(|| text.to_owned()).ok_or_else(|| "expected 1 to 64 characters, not only spaces".to_owned())
+}
+
+/// What to try.
+fn hint(error: &anyhow::Error) -> &'static str {
+    const STORE: &str =
+        "is the database there, may this user open it, and was it made by this version? `store` names it";
     let config = match error.downcast_ref::<RunError>() {
-        Some(RunError::Keys(_)) => return Some("the folder must belong to you alone: chmod 700"),
+        Some(RunError::Keys(_)) => return "the folder must belong to you alone: chmod 700",
+        Some(RunError::Store(_)) => return STORE,
         Some(RunError::Listen { field: "echo.listen", .. }) => {
-            return Some(
-                "ports below 1024 need the capability CAP_NET_BIND_SERVICE; the unit file grants it",
-            );
+            return "ports below 1024 need the capability CAP_NET_BIND_SERVICE; deploy/hebtor-directory.service grants it";
         }
-        Some(RunError::Listen { .. }) => return Some("is another program there?"),
-        Some(RunError::Tor(_)) => return Some("is the Internet reachable, and the clock right?"),
+        Some(RunError::Listen { .. }) => return "is another program there?",
+        Some(RunError::Tor(_)) => return "is the Internet reachable, and the clock right?",
+        Some(RunError::Stopped) => {
+            return "start it again; if it happens again, please tell the project of it";
+        }
         Some(RunError::Config(config)) => Some(config),
-        _ => error.downcast_ref::<ConfigError>(),
+        None => error.downcast_ref::<ConfigError>(),
     };
     match config {
-        Some(ConfigError::Field { field: "store", .. }) => Some(
+        Some(ConfigError::Field { field: "store", .. }) => {
             "sqlite:FILE needs nothing; PostgreSQL is reached over a unix socket (postgresql:///DATABASE), \
-             or over a tunnel that ends on loopback",
-        ),
-        Some(ConfigError::Parse { .. } | ConfigError::Field { .. }) => {
-            Some("deploy/hebtor-directory.example.toml documents every key")
+             or over a tunnel that ends on loopback"
         }
-        None if error.to_string().starts_with("no pool") => Some("`hebtor-directory pool ls` lists them"),
-        _ => None,
+        Some(ConfigError::Read { .. }) => "is the path right, and may this user read it?",
+        Some(ConfigError::Write { .. }) => "does the folder exist, and may this user write there?",
+        Some(_) => "deploy/hebtor-directory.example.toml documents every key",
+        None if error.is::<StoreError>() => STORE,
+        None if error.to_string().starts_with("no pool") => "`hebtor-directory pool ls` lists them",
+        None => "`hebtor-directory help` lists commands and options",
     }
 }

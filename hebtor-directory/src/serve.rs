@@ -41,18 +41,12 @@ pub struct Bounds {
 }
 
 /// Of those who come over Tor or from this machine: one address says nothing of them.
-pub const CLIENTS: Bounds = Bounds {
-    head: Duration::from_secs(20),
-    connection: Duration::from_secs(120),
-    per_address: None,
-};
+pub const CLIENTS: Bounds =
+    Bounds { head: Duration::from_secs(20), connection: Duration::from_secs(120), per_address: None };
 
 /// Of those who come to the echo, from anywhere: exit bridges that are tested, one visit each.
-pub const VISITORS: Bounds = Bounds {
-    head: Duration::from_secs(5),
-    connection: Duration::from_secs(30),
-    per_address: Some(16),
-};
+pub const VISITORS: Bounds =
+    Bounds { head: Duration::from_secs(5), connection: Duration::from_secs(30), per_address: Some(16) };
 
 /// Connections by whom they are from.
 #[derive(Clone, Default)]

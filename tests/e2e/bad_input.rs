@@ -89,6 +89,9 @@ pub fn cases(suite: &mut Suite) {
         let no_toml = file("no.toml", "[[[\n");
         let lines = file("lines", "eebt1 circuit address=1.2.3.4:5\n");
         let gone = dir.join("gone.toml").display().to_string();
+        let no_store = format!("store=sqlite:{}", file("no.db", &"This is no database. ".repeat(100)));
+        let folder = format!("store=sqlite:{}", dir.display());
+        let nobody = format!("store=postgresql:///x?host={}", dir.display());
         for (program, args, named, code) in [
             ("eebt-client", vec!["--bridge", "eebt1 circuit address=1.2.3.4"], "address", 2),
             ("eebt-client", vec!["--bridge", "obfs4 1.2.3.4:5"], "version", 2),
@@ -108,12 +111,47 @@ pub fn cases(suite: &mut Suite) {
             ("eebt-bridge", vec!["run", "--set", "status=0.0.0.0:80"], "status", 1),
             ("eebt-bridge", vec!["line", "--set", "keys=/nowhere"], "address", 1),
             ("eebt-bridge", vec!["fly"], "fly", 2),
+            ("hebtor-directory", vec!["run", "--config", &bad_key], "colour", 1),
+            ("hebtor-directory", vec!["run", "--config", &bad_type], "listen", 1),
+            ("hebtor-directory", vec!["run", "--config", &no_toml], "no.toml", 1),
+            ("hebtor-directory", vec!["run", "--config", &gone], "gone.toml", 1),
+            ("hebtor-directory", vec!["run", "--set", "listen"], "--set", 1),
+            ("hebtor-directory", vec!["run", "--set", "listen=0.0.0.0:80"], "listen", 1),
+            ("hebtor-directory", vec!["run", "--set", "listen=192.0.2.1:x"], "listen", 1),
+            ("hebtor-directory", vec!["run", "--set", "store=mysql:x"], "store", 1),
+            ("hebtor-directory", vec!["run", "--set", "network=gone.toml"], "gone.toml", 1),
+            ("hebtor-directory", vec!["run", "--set", "tor.x=1"], "tor", 1),
+            ("hebtor-directory", vec!["run", "--set", "pid_file=/gone/x"], "pid_file", 1),
+            ("hebtor-directory", vec!["run", "--set", "echo.listen=192.0.2.1:80"], "echo.listen", 1),
+            ("hebtor-directory", vec!["run", "--set", "tests.every=500000000000years"], "tests.every", 1),
+            ("hebtor-directory", vec!["run", "--set", "tests.timeout=1day"], "tests.timeout", 1),
+            (
+                "hebtor-directory",
+                vec!["run", "--set", "hand_out.lease=500000000000years"],
+                "hand_out.lease",
+                1,
+            ),
+            ("hebtor-directory", vec!["run", "--set", &no_store], "store: cannot open", 1),
+            ("hebtor-directory", vec!["run", "--set", "keys=/dev/null/keys"], "keys", 1),
+            ("hebtor-directory", vec!["pool", "ls", "--set", &no_store], "store: cannot open", 1),
+            ("hebtor-directory", vec!["pool", "ls", "--set", &folder], "store: cannot open", 1),
+            ("hebtor-directory", vec!["pool", "ls", "--set", &nobody], "store: cannot open", 1),
+            ("hebtor-directory", vec!["pool", "show", "nobody"], "no pool nobody", 1),
+            ("hebtor-directory", vec!["pool", "rm", "nobody"], "no pool nobody", 1),
+            ("hebtor-directory", vec!["pool", "set", ""], "NAME", 2),
+            ("hebtor-directory", vec!["pool", "set", " "], "NAME", 2),
+            ("hebtor-directory", vec!["pool", "set", "a\nb"], "NAME", 2),
+            ("hebtor-directory", vec!["pool", "set", "friends", "--size", "many"], "--size", 2),
+            ("hebtor-directory", vec!["pool"], "Usage", 2),
+            ("hebtor-directory", vec!["fly"], "fly", 2),
         ] {
             let out = Command::new(binary(program)).args(&args).env("HOME", &dir).current_dir(&dir).output();
             let out = timeout(Duration::from_secs(20), out).await??;
             let said = String::from_utf8_lossy(&out.stderr);
             ensure!(out.status.code() == Some(code), "{program} {args:?}: {:?}\n{said}", out.status);
             ensure!(said.contains(named) && !said.contains("panicked"), "{program} {args:?}: {said}");
+            let hint = said.lines().any(|line| line.starts_with("hint: "));
+            ensure!(code != 1 || hint, "{program} {args:?}: no hint: {said}");
             ensure!(out.stdout.is_empty(), "{program} {args:?} wrote to stdout");
         }
         Ok(())

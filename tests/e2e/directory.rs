@@ -1,9 +1,11 @@
 //! The exit-bridge directory: exit bridges register, clients find them, and nobody else learns much.
 
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use ed25519_dalek::{Signer as _, SigningKey};
 use eebt_proto::descriptor::to_millis;
 use eebt_proto::directory::{DESCRIPTORS, ErrorBody, Registered, Wishes};
@@ -11,6 +13,9 @@ use eebt_proto::{BridgeDescriptor, BridgeLine, OnionReach, PortSet, Reach, Ticke
 use futures::future::try_join_all;
 use nix::sys::signal::Signal;
 use tests::directory::{Directory, HANDED_OUT_FOR};
+use tests::{Lab, Running, connections_of};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::process::Command;
 
 use crate::Suite;
 
@@ -96,6 +101,7 @@ pub fn cases(suite: &mut Suite) {
             tokio::time::sleep(Duration::from_millis(500)).await;
         };
         ensure!(found.text.trim() == two.ip.to_string(), "{found:?}");
+        said(&client.process, "an exit bridge was reported", Duration::from_secs(10)).await?;
         directory.until_handed_out(&one.line, false, HANDED_OUT_FOR.saturating_sub(died.elapsed())).await?;
         Ok(())
     });
@@ -160,6 +166,80 @@ pub fn cases(suite: &mut Suite) {
         Ok(())
     });
 
+    suite.case("a private egress address is not handed out", async |lab| {
+        let directory = lab.directory().allow_no_private_egress().run().await?;
+        // Its line names no address: nothing but the test finds out where it leaves from.
+        let bridge = lab.bridge().onion().registers_with(&directory).run().await?;
+        bridge.said("registered", "its egress address is private", SOON).await?;
+        ensure!(!directory.hands_out(&bridge.line).await?, "it is handed out all the same");
+        Ok(())
+    });
+
+    suite.case("who takes all places of the echo takes nobody off the ring", async |lab| {
+        let directory = lab.directory().run().await?;
+        let bridge = lab.bridge().registers_with(&directory).run().await?;
+        directory.until_handed_out(&bridge.line, true, SOON).await?;
+        eebt_tor::raise_file_limit();
+        let (from, to) = (lab.net.spare_ip(), directory.echo);
+        let connect = async || -> anyhow::Result<TcpStream> {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind(SocketAddr::new(from, 0))?;
+            // One that waits in the kernel's queue is none that waits here.
+            Ok(tokio::time::timeout(Duration::from_secs(5), socket.connect(to)).await??)
+        };
+        // New ones come, old ones leave; 1,100 are there all the time and say nothing.
+        let flood = async {
+            let mut idle = VecDeque::new();
+            loop {
+                for _ in 0..100 {
+                    idle.extend(connect().await.ok());
+                }
+                while idle.len() > 1100 {
+                    idle.pop_front();
+                }
+                if idle.len() >= 1100 {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        };
+        // Longer than one is handed out whose tests fail.
+        let watch = async {
+            let start = Instant::now();
+            while start.elapsed() < HANDED_OUT_FOR + Duration::from_secs(10) {
+                ensure!(directory.hands_out(&bridge.line).await?, "off the ring after {:?}", start.elapsed());
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Ok(())
+        };
+        tokio::select! { () = flood => Ok(()), watched = watch => watched }
+    });
+
+    suite.case("exit bridges that a directory gave are used on when it is gone", async |lab| {
+        // A lease that is over soon: a client takes it as a minute.
+        let lease = toml::Table::from_iter([
+            ("lease".into(), "1s".into()),
+            ("reserve".into(), 0.into()),
+            ("private".into(), 0.into()),
+        ]);
+        let mut directory = lab.directory().set("hand_out", lease).run().await?;
+        let bridge = lab.bridge().registers_with(&directory).run().await?;
+        directory.until_handed_out(&bridge.line, true, SOON).await?;
+        let client = lab.client().asks(&directory).run().await?;
+        let peer = lab.origins.open().url("/peer");
+        ensure!(client.get(&peer).await?.text.trim() == bridge.ip.to_string(), "not through the exit bridge");
+        directory.process.signal(Signal::SIGKILL);
+        directory.process.exit_code(Duration::from_secs(5)).await?;
+        let works = async |who: &str| {
+            for page in [client.get(&peer).await?, client.get_as(who, &peer).await?] {
+                ensure!(page.status == 200 && page.text.trim() == bridge.ip.to_string(), "{who}: {page:?}");
+            }
+            anyhow::Ok(())
+        };
+        works("somebody who comes after its end").await?;
+        said(&client.process, "a directory gave nothing", Duration::from_secs(150)).await?;
+        works("somebody who comes after the lease").await
+    });
+
     suite.case(
         "a client gets the same exit bridges again, and bridge lines work without a directory",
         async |lab| {
@@ -201,16 +281,26 @@ pub fn cases(suite: &mut Suite) {
     suite.case(
         "the directory learns no target and no client, and says nothing of exit bridges",
         async |lab| {
-            let directory = lab.directory().log("trace").run().await?;
+            let mut directory = lab.directory().log("trace").run().await?;
             let bridge = lab.bridge().onion().registers_with(&directory).run().await?;
             directory.until_handed_out(&bridge.line, true, SOON).await?;
             let client = lab.client().asks(&directory).run().await?;
             let origin = lab.origins.blocking_tor_exits();
             let port = origin.addr().port();
-            ensure!(
-                client.get(&format!("http://{}:{port}/planted-path", origin.addr().ip())).await?.status
-                    == 200
-            );
+            let url = format!("http://{}:{port}/planted-path", origin.addr().ip());
+            let visit = async {
+                // As somebody new each time, until the directory has been seen to test the exit bridge as well.
+                let start = Instant::now();
+                for n in 0.. {
+                    ensure!(client.get_as(&format!("person{n}"), &url).await?.status == 200);
+                    if start.elapsed() > Duration::from_secs(12) {
+                        break;
+                    }
+                }
+                anyhow::Ok(())
+            };
+            let seen = connections_while(visit, &directory, &client.process).await?;
+            seen.are_with_relays_and_exit_bridges_only(lab, &directory, bridge.ip)?;
             let log = directory.process.stderr();
             let dir = directory.config.parent().expect("folder");
             let mut store = Vec::new();
@@ -226,7 +316,8 @@ pub fn cases(suite: &mut Suite) {
             let target = origin.addr().to_string();
             let egress = bridge.ip.to_string();
             let onion = reach.to_string();
-            for secret in [&target, "planted-path", &key, &egress, &onion, onion.trim_end_matches(".onion")] {
+            let secrets = [&target, "planted-path", &key, &egress, &onion, onion.trim_end_matches(".onion")];
+            for secret in secrets {
                 ensure!(!log.contains(secret), "the log holds {secret}");
             }
             for secret in [&target, "planted-path", &key] {
@@ -237,6 +328,16 @@ pub fn cases(suite: &mut Suite) {
                 holds(&store, &onion) && holds(&store, &egress),
                 "the store does not know the exit bridge"
             );
+            // What fails is logged more eagerly than what works.
+            bridge.process.signal(Signal::SIGKILL);
+            directory.until_handed_out(&bridge.line, false, HANDED_OUT_FOR).await?;
+            let log = directory.process.stderr();
+            ensure!(log.contains("an exit bridge did not pass"), "no test failed");
+            for secret in secrets {
+                let found: Vec<&str> = log.lines().filter(|line| line.contains(secret)).take(3).collect();
+                ensure!(found.is_empty(), "the log of a test that failed holds {secret}: {found:#?}");
+            }
+            ensure!(directory.process.is_alive());
             Ok(())
         },
     );
@@ -302,6 +403,121 @@ pub fn cases(suite: &mut Suite) {
         ensure!(given.len() == 4, "{} of 4 were given to anybody", given.len());
         Ok(())
     });
+
+    suite.case("two replicas behind the onion service of a C tor are one directory", async |lab| {
+        let postgres = testnet::Postgres::start()?;
+        let store = postgres.database()?;
+        let status: Vec<SocketAddr> = (0..2).map(|_| SocketAddr::new(lab.net.spare_ip(), 9200)).collect();
+        let replica =
+            |n: usize| lab.directory().set("store", store.clone()).set("status", status[n].to_string());
+        let (one, two) = (replica(0), replica(1));
+        let service = lab.c_tor_service(&[one.listens(), two.listens()]).await?;
+        let (one, two) = (one.behind(&service).run().await?, two.behind(&service).run().await?);
+        ensure!(one.address == service.address && two.address == service.address, "another address");
+        // Either of them may test it.
+        let bridge = lab.bridge().registers_with(&one).opens(two.echo).run().await?;
+        for replica in [&one, &two] {
+            replica.until_handed_out(&bridge.line, true, SOON).await?;
+        }
+        let client = lab.client().asks(&one).run().await?;
+        let page = client.get(&lab.origins.blocking_tor_exits().url("/peer")).await?;
+        ensure!(page.text.trim() == bridge.ip.to_string(), "{page:?}");
+        let ticket = one.ticket().await?;
+        let same = one.ask(&ticket, Wishes::default()).await?.exit_bridges;
+        ensure!(same == two.ask(&ticket, Wishes::default()).await?.exit_bridges, "not the same");
+        // Who comes to the address comes to either, and what one of them took the other one knows.
+        for n in 0..48 {
+            let body = registration(n)?;
+            let (status, answer) = lab.post_to_onion(&service.address, DESCRIPTORS, &body).await?;
+            ensure!(status == 200, "{status}: {answer}");
+            for replica in [&one, &two] {
+                let (status, answer) = replica.post(DESCRIPTORS, &body).await?;
+                ensure!(status == 409 && code(&answer)? == "descriptor_replayed", "{status}: {answer}");
+            }
+        }
+        for (replica, status) in [&one, &two].into_iter().zip(status) {
+            let came = "hebtor_directory_requests_total{what=\"registered\"}";
+            ensure!(replica.metric(status, came).await? >= 8, "nobody came to one of them");
+        }
+        Ok(())
+    });
+
+    suite.case("the unit of a directory is one that systemd takes", async |lab| {
+        let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/hebtor-directory.service");
+        let program = tests::binary("hebtor-directory").display().to_string();
+        let unit = std::fs::read_to_string(unit)?.replace("/usr/local/bin/hebtor-directory", &program);
+        let path = lab.folder("unit").join("hebtor-directory.service");
+        std::fs::write(&path, &unit)?;
+        let verify = Command::new("systemd-analyze").arg("verify").arg(&path).output().await?;
+        let complaints = String::from_utf8_lossy(&verify.stderr);
+        let of_ours = |line: &&str| line.contains("hebtor-directory.service") && !line.contains("User=");
+        ensure!(complaints.lines().filter(of_ours).count() == 0, "{complaints}");
+        let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).context("ExecStart")?;
+        ensure!(start.contains(" run --config /etc/hebtor-directory/config.toml"), "{start}");
+        Ok(())
+    });
+}
+
+/// Waits until a program's log holds this.
+async fn said(process: &Running, what: &str, limit: Duration) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while !process.stderr().contains(what) {
+        ensure!(start.elapsed() < limit, "it did not say {what:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
+}
+
+/// The TCP connections of a directory and of a client, both ends of each: their own first.
+#[derive(Default)]
+struct Connections {
+    directory: BTreeSet<(SocketAddr, SocketAddr)>,
+    client: BTreeSet<(SocketAddr, SocketAddr)>,
+}
+
+/// What connections they have while something is done.
+async fn connections_while(
+    done: impl Future<Output = anyhow::Result<()>>,
+    directory: &Directory,
+    client: &Running,
+) -> anyhow::Result<Connections> {
+    let mut seen = Connections::default();
+    let (of_directory, of_client) = (directory.process.pid().context("pid")?, client.pid().context("pid")?);
+    let watch = async {
+        loop {
+            seen.directory.extend(connections_of(of_directory).await?);
+            seen.client.extend(connections_of(of_client).await?);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        #[allow(unreachable_code)]
+        anyhow::Ok(())
+    };
+    tokio::select! { done = done => done?, watched = watch => watched? }
+    Ok(seen)
+}
+
+impl Connections {
+    fn are_with_relays_and_exit_bridges_only(
+        &self,
+        lab: &Lab,
+        directory: &Directory,
+        exit_bridge: std::net::IpAddr,
+    ) -> anyhow::Result<()> {
+        let relays: HashSet<SocketAddr> = lab.net.relays().iter().map(|relay| relay.or_addr()).collect();
+        let to_relays = |all: &BTreeSet<_>| all.iter().filter(|(_, to)| relays.contains(to)).count();
+        ensure!(to_relays(&self.directory) > 0 && to_relays(&self.client) > 0, "the looking does not work");
+        let at_echo = |(ours, _): &&(SocketAddr, SocketAddr)| *ours == directory.echo;
+        ensure!(self.directory.iter().filter(at_echo).count() > 0, "no test was seen");
+        for (ours, theirs) in &self.directory {
+            let tested = *ours == directory.echo && theirs.ip() == exit_bridge;
+            // This case asks it on loopback.
+            let by_us = *ours == directory.api;
+            ensure!(relays.contains(theirs) || tested || by_us, "the directory at {ours} talks to {theirs}");
+            let by_client = self.client.iter().any(|(ours, to)| ours == theirs || to == ours);
+            ensure!(!by_client, "the client came to {ours} by itself");
+        }
+        Ok(())
+    }
 }
 
 /// The ticket for a directory that a client keeps in its state.

@@ -9,6 +9,7 @@ use eebt_proto::directory::{Ask, EXIT_BRIDGES, HandOut, TICKET_TERMS, Wishes};
 use eebt_proto::{BridgeLine, OnionReach, Ticket, TicketTerms};
 use nix::sys::signal::Signal;
 use tokio::process::Command;
+use tokio::time::sleep;
 
 use crate::lab::{BridgeBuilder, ClientBuilder, Lab, free_port};
 use crate::process::{Running, binary};
@@ -81,6 +82,24 @@ impl<'a> DirectoryBuilder<'a> {
         self
     }
 
+    /// No egress address of this machine is good enough, as on the real network.
+    pub fn allow_no_private_egress(mut self) -> Self {
+        if let Some(toml::Value::Table(tests)) = self.config.get_mut("tests") {
+            tests.insert("allow_egress".into(), toml::Value::Array(Vec::new()));
+        }
+        self
+    }
+
+    /// Where it will listen on loopback.
+    pub fn listens(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// Makes it one of several behind the onion service of a C tor. Each of them tests, from an echo of its own.
+    pub fn behind(self, service: &CTorService) -> Self {
+        self.set("onion", false).set("address", service.address.to_string())
+    }
+
     /// Makes it a replica without an onion service and without tests of its own.
     pub fn replica_of(mut self, service: &Directory) -> Self {
         self.config.remove("echo");
@@ -129,17 +148,14 @@ impl Directory {
     }
 
     async fn http(&self, path: &str, args: &[&str]) -> anyhow::Result<(u16, String)> {
-        let out = Command::new("curl")
-            .args(["-sS", "--max-time", "30", "-w", "\n%{http_code}"])
-            .args(args)
-            .arg(format!("http://{}{path}", self.api))
-            .kill_on_drop(true)
-            .output()
-            .await
-            .context("curl")?;
-        let out = String::from_utf8(out.stdout)?;
-        let (body, status) = out.rsplit_once('\n').context("no status")?;
-        Ok((status.parse()?, body.to_owned()))
+        http(&format!("http://{}{path}", self.api), args).await
+    }
+
+    /// The number of one of its metrics, in round figures; it needs the key `status`.
+    pub async fn metric(&self, status: SocketAddr, name: &str) -> anyhow::Result<u64> {
+        let (_, text) = http(&format!("http://{status}/metrics"), &[]).await?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)).context("no such metric")?;
+        Ok(value.trim().parse()?)
     }
 
     /// Runs another command with its configuration: what that prints.
@@ -181,10 +197,80 @@ impl Directory {
                 "after {limit:?} it is still {}",
                 if is { "not handed out" } else { "handed out" }
             );
-            tokio::time::sleep(Duration::from_millis(250)).await;
+            sleep(Duration::from_millis(250)).await;
         }
         Ok(())
     }
+}
+
+/// An onion service of a C tor, as README.md of the directory shows it.
+pub struct CTorService {
+    /// Its process.
+    pub process: Running,
+    /// Its onion address.
+    pub address: OnionReach,
+}
+
+impl Lab {
+    /// A C tor whose onion service leads to any of these, on this network.
+    pub async fn c_tor_service(&self, targets: &[SocketAddr]) -> anyhow::Result<CTorService> {
+        let dir = self.folder("c-tor");
+        // What a tor needs to know of this network, as its plain client has it.
+        let client = std::fs::read_to_string(self.net.dir().join("nodes/client/torrc"))?;
+        let of_network = ["TestingTorNetwork", "DirAuthority", "GeoIP", "Schedulers", "KISTSched"];
+        let mut torrc: String = client
+            .lines()
+            .filter(|line| of_network.iter().any(|key| line.starts_with(key)))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let service = dir.join("service");
+        torrc += &format!(
+            "DataDirectory {}\nSocksPort 0\nLog notice stdout\n__OwningControllerProcess {}\nHiddenServiceDir {}\n",
+            dir.join("data").display(),
+            std::process::id(),
+            service.display()
+        );
+        for target in targets {
+            torrc += &format!("HiddenServicePort 80 {target}\n");
+        }
+        let path = dir.join("torrc");
+        std::fs::write(&path, torrc)?;
+        std::fs::write(dir.join("no-defaults"), "")?;
+        let mut command = Command::new("tor");
+        command.arg("--defaults-torrc").arg(dir.join("no-defaults")).arg("-f").arg(&path);
+        let mut process = Running::start(command, &dir)?;
+        let up = process
+            .wait_for("the end of its start", |out, _| out.contains("Bootstrapped 100%").then_some(()));
+        up.await?;
+        let address = std::fs::read_to_string(service.join("hostname"))?.trim().parse()?;
+        Ok(CTorService { process, address })
+    }
+
+    /// POSTs `body` to an onion service by way of the C tor client: status and answer.
+    pub async fn post_to_onion(
+        &self,
+        to: &OnionReach,
+        path: &str,
+        body: &str,
+    ) -> anyhow::Result<(u16, String)> {
+        let proxy = format!("socks5h://{}", self.net.socks_addr());
+        http(&format!("http://{to}{path}"), &["--data-binary", body, "--proxy", &proxy]).await
+    }
+}
+
+/// Has curl ask: status and answer.
+async fn http(url: &str, args: &[&str]) -> anyhow::Result<(u16, String)> {
+    let out = Command::new("curl")
+        .args(["-sS", "--max-time", "30", "-w", "\n%{http_code}"])
+        .args(args)
+        .arg(url)
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("curl")?;
+    let out = String::from_utf8(out.stdout)?;
+    let (body, status) = out.rsplit_once('\n').context("no status")?;
+    Ok((status.parse()?, body.to_owned()))
 }
 
 impl BridgeBuilder<'_> {

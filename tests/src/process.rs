@@ -1,6 +1,7 @@
 //! One program under test: its output in files, its end when this is dropped.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,21 @@ pub fn binary(name: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("own path");
     let places = exe.ancestors().skip(1).take(2).map(|dir| dir.join(name));
     places.into_iter().find(|path| path.exists()).unwrap_or_else(|| panic!("{name} is not built: run `make`"))
+}
+
+/// Both ends of each TCP connection of the process `pid`: its own, and the other one.
+pub async fn connections_of(pid: u32) -> anyhow::Result<Vec<(SocketAddr, SocketAddr)>> {
+    let out = Command::new("ss").args(["-Htnp", "state", "established"]).output().await.context("ss")?;
+    let mut found = Vec::new();
+    for line in String::from_utf8(out.stdout)?.lines() {
+        // Queues, our end, the other end, the process.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, _, ours, theirs, process, ..] = words[..] else { continue };
+        if process.contains(&format!("pid={pid},")) {
+            found.push((ours.parse()?, theirs.parse()?));
+        }
+    }
+    Ok(found)
 }
 
 /// A running program.

@@ -369,8 +369,7 @@ impl Store for Postgres {
             let mut client = self.pool.get().await?;
             let tx = client.transaction().await?;
             execute(&tx, sql::REST, &[&millis(now)]).await?;
-            let forgotten =
-                execute(&tx, sql::EXPIRE, &[&millis(now), &millis(now - MAX_VALIDITY)]).await?;
+            let forgotten = execute(&tx, sql::EXPIRE, &[&millis(now), &millis(now - MAX_VALIDITY)]).await?;
             tx.commit().await?;
             Ok(forgotten)
         })

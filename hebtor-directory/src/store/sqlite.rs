@@ -135,8 +135,9 @@ impl Store for Sqlite {
     async fn put(&self, new: &BridgeDescriptor, partition: Partition, now: SystemTime) -> Result<Put> {
         let new = new.clone();
         self.with("cannot keep a descriptor", move |c| {
-            let known: i64 =
-                c.prepare_cached(&statement(sql::IS_KNOWN))?.query_row(params![new.identity()], |row| row.get(0))?;
+            let known: i64 = c
+                .prepare_cached(&statement(sql::IS_KNOWN))?
+                .query_row(params![new.identity()], |row| row.get(0))?;
             let standing: Option<String> = c
                 .prepare_cached(&statement(sql::PUT))?
                 .query_row(
