@@ -132,17 +132,24 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
     if let Some(KeysError::Missing(_)) = error.downcast_ref() {
         return Some("make them with: eebt-bridge keygen --keys DIR");
     }
-    match error.downcast_ref()? {
-        RunError::Listen { .. } => Some("is the port taken, or is the address none of this machine's?"),
-        RunError::Tor(_) => Some("is the Internet reachable, and the clock right?"),
-        RunError::Config(ConfigError::Field { .. } | ConfigError::Parse { .. }) => {
+    let config = match error.downcast_ref() {
+        Some(RunError::Listen { .. }) => {
+            return Some("is the port taken, or is the address none of this machine's?");
+        }
+        Some(RunError::Tor(_)) => return Some("is the Internet reachable, and the clock right?"),
+        Some(RunError::Keys(KeysError::Folder(_))) => {
+            return Some("the folder must belong to you alone: chmod 700");
+        }
+        Some(RunError::Config(config)) => Some(config),
+        Some(_) => None,
+        None => error.downcast_ref(),
+    };
+    match config? {
+        ConfigError::Field { .. } | ConfigError::Parse { .. } => {
             Some("deploy/eebt-bridge.example.toml documents every key")
         }
-        RunError::Config(ConfigError::Read { .. }) => Some("is the path right, and may this user read it?"),
-        RunError::Config(ConfigError::Write { .. }) => {
-            Some("does the folder exist, and may this user write there?")
-        }
-        RunError::Keys(KeysError::Folder(_)) => Some("the folder must belong to you alone: chmod 700"),
+        ConfigError::Read { .. } => Some("is the path right, and may this user read it?"),
+        ConfigError::Write { .. } => Some("does the folder exist, and may this user write there?"),
         _ => None,
     }
 }

@@ -341,7 +341,7 @@ mod tests {
             ("[tests]\nevery = \"0s\"", "tests.every"),
             ("[tests]\nevery = \"25h\"", "tests.every"),
             ("[tests]\nevery = \"500000000000years\"", "tests.every"),
-            ("[tests]\nevery = \"soon\"", "tests"),
+            ("[tests]\nevery = \"soon\"", "every"),
             ("[tests]\ntimeout = \"0s\"", "tests.timeout"),
             ("[tests]\ntimeout = \"11m\"", "tests.timeout"),
             ("[tests]\ntimeout = \"500000000000years\"", "tests.timeout"),

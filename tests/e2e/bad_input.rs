@@ -120,7 +120,12 @@ pub fn cases(suite: &mut Suite) {
             ("hebtor-directory", vec!["run", "--set", "listen=192.0.2.1:x"], "listen", 1),
             ("hebtor-directory", vec!["run", "--set", "store=mysql:x"], "store", 1),
             ("hebtor-directory", vec!["run", "--set", "network=gone.toml"], "gone.toml", 1),
-            ("hebtor-directory", vec!["run", "--set", "tor.x=1"], "tor", 1),
+            (
+                "hebtor-directory",
+                vec!["run", "--set", "tor.path_rules.ipv4_subnet_family_prefix=x"],
+                "[tor]",
+                1,
+            ),
             ("hebtor-directory", vec!["run", "--set", "pid_file=/gone/x"], "pid_file", 1),
             ("hebtor-directory", vec!["run", "--set", "echo.listen=192.0.2.1:80"], "echo.listen", 1),
             ("hebtor-directory", vec!["run", "--set", "tests.every=500000000000years"], "tests.every", 1),

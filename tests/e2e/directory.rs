@@ -485,14 +485,17 @@ async fn connections_while(
     let (of_directory, of_client) = (directory.process.pid().context("pid")?, client.pid().context("pid")?);
     let watch = async {
         loop {
-            seen.directory.extend(connections_of(of_directory).await?);
-            seen.client.extend(connections_of(of_client).await?);
+            match (connections_of(of_directory).await, connections_of(of_client).await) {
+                (Ok(of_directory), Ok(of_client)) => {
+                    seen.directory.extend(of_directory);
+                    seen.client.extend(of_client);
+                }
+                (Err(error), _) | (_, Err(error)) => break error,
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        #[allow(unreachable_code)]
-        anyhow::Ok(())
     };
-    tokio::select! { done = done => done?, watched = watch => watched? }
+    tokio::select! { done = done => done?, error = watch => return Err(error) }
     Ok(seen)
 }
 
@@ -513,7 +516,7 @@ impl Connections {
             // This case asks it on loopback.
             let by_us = *ours == directory.api;
             ensure!(relays.contains(theirs) || tested || by_us, "the directory at {ours} talks to {theirs}");
-            let by_client = self.client.iter().any(|(ours, to)| ours == theirs || to == ours);
+            let by_client = self.client.iter().any(|(from, to)| from == theirs || to == ours);
             ensure!(!by_client, "the client came to {ours} by itself");
         }
         Ok(())
