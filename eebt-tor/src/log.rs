@@ -9,7 +9,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Crates whose debug and trace levels carry what is nobody's business: targets and payload in cells
 /// (tor-proto), keys and addresses of exit bridges, guards and onion services, host names in DNS
-/// queries, HTTP heads. They are cut off below `info` whatever `RUST_LOG` says.
+/// queries, HTTP heads, what is written to a database. They are cut off below `info` whatever `RUST_LOG` says.
 const QUIET: &[&str] = &[
     "arti_client",
     "tor_proto",
@@ -26,6 +26,7 @@ const QUIET: &[&str] = &[
     "axum",
     "tower",
     "rustls",
+    "tokio_postgres",
 ];
 
 /// What is logged when `RUST_LOG` says nothing: our own news, and Arti's warnings (less those of its

@@ -53,6 +53,7 @@ pub struct TestNetBuilder {
     latency: Duration,
     scheduler: Scheduler,
     consensus_params: Vec<String>,
+    voting_interval: u32,
     progress: Progress,
 }
 
@@ -77,6 +78,7 @@ impl Default for TestNetBuilder {
             latency: Duration::ZERO,
             scheduler: Scheduler::default(),
             consensus_params: Vec::new(),
+            voting_interval: 10,
             progress: Arc::new(|_| ()),
         }
     }
@@ -135,6 +137,16 @@ impl TestNetBuilder {
     /// A consensus parameter that the authorities vote for, such as `("cc_alg", 0)` for fixed windows.
     pub fn consensus_param(mut self, name: &str, value: i32) -> Self {
         self.consensus_params.push(format!("{name}={value}"));
+        self
+    }
+
+    /// Seconds from one consensus to the next: 10 by default; a divisor of a day.
+    ///
+    /// On a testing network C tor has time periods of onion services (rend-spec) that last 24 of these, whatever
+    /// `hsdir_interval` says. Others find its onion services only where `hsdir_interval` says the same, in minutes, and
+    /// Arti takes 5 minutes or more: an interval of 15 and `("hsdir_interval", 6)`.
+    pub fn voting_interval(mut self, seconds: u32) -> Self {
+        self.voting_interval = seconds;
         self
     }
 
@@ -223,6 +235,7 @@ impl TestNet {
             authorities: plans.iter().filter_map(Plan::dir_authority).collect(),
             scheduler: builder.scheduler,
             owner_pid: std::process::id(),
+            voting_interval: builder.voting_interval,
         };
         for plan in &plans {
             let data = nodes.join(&plan.nickname).join("data");

@@ -70,6 +70,8 @@ pub(crate) struct Common {
     pub(crate) scheduler: Scheduler,
     /// The process whose end ends every tor.
     pub(crate) owner_pid: u32,
+    /// Seconds from one consensus to the next.
+    pub(crate) voting_interval: u32,
 }
 
 /// One relay, before it runs.
@@ -134,13 +136,13 @@ pub(crate) fn relay(common: &Common, data: &Path, relay: &Relay<'_>) -> String {
         Role::Middle => line(&mut text, "ExitRelay", 0),
         Role::Authority => {
             line(&mut text, "V3BandwidthsFile", quoted(&common.bandwidths));
-            authority(&mut text, relay);
+            authority(&mut text, relay, common.voting_interval);
         }
     }
     text
 }
 
-fn authority(text: &mut String, relay: &Relay<'_>) {
+fn authority(text: &mut String, relay: &Relay<'_>, voting_interval: u32) {
     line(text, "ExitRelay", 0);
     line(text, "AuthoritativeDirectory", 1);
     line(text, "V3AuthoritativeDirectory", 1);
@@ -165,7 +167,7 @@ fn authority(text: &mut String, relay: &Relay<'_>) {
     line(text, "TestingV3AuthInitialVotingInterval", INITIAL_VOTING_INTERVAL);
     line(text, "TestingV3AuthInitialVoteDelay", 2);
     line(text, "TestingV3AuthInitialDistDelay", 2);
-    line(text, "V3AuthVotingInterval", 10);
+    line(text, "V3AuthVotingInterval", voting_interval);
     line(text, "V3AuthVoteDelay", 2);
     line(text, "V3AuthDistDelay", 2);
     line(text, "V3AuthNIntervalsValid", 3);
@@ -242,6 +244,7 @@ mod tests {
             authorities: Vec::new(),
             scheduler: Scheduler::Kist(2),
             owner_pid: 7,
+            voting_interval: 10,
         }
     }
 

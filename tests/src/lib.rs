@@ -18,4 +18,4 @@ pub use chromium::{Chromium, Look, Node};
 pub use dns::Dns;
 pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab, circuit_reach};
 pub use operator::Operator;
-pub use process::{Running, binary, connections_of};
+pub use process::{Running, binary, connections_of, peers_of};

@@ -33,6 +33,23 @@ pub async fn connections_of(pid: u32) -> anyhow::Result<Vec<(SocketAddr, SocketA
     Ok(found)
 }
 
+/// Who has, or had a moment ago, a TCP connection to this address.
+pub async fn peers_of(address: SocketAddr) -> anyhow::Result<Vec<SocketAddr>> {
+    let out = Command::new("ss").args(["-Htan", "state", "connected"]).output().await.context("ss")?;
+    let mut found = Vec::new();
+    for line in String::from_utf8(out.stdout)?.lines() {
+        // The state, queues, one end, the other end.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, _, _, one, other, ..] = words[..] else { continue };
+        match (one.parse()?, other.parse()?) {
+            (one, other) if one == address => found.push(other),
+            (one, other) if other == address => found.push(one),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
 /// A running program.
 pub struct Running {
     child: Child,
