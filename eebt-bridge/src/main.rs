@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use eebt_bridge::config::ReachKind;
 use eebt_bridge::{BridgeKeys, Config, ExitBridge};
 use eebt_proto::{BridgeLine, Reach};
+use eebt_tor::ConfigError;
 use tokio_util::sync::CancellationToken;
 
 /// An exit bridge: a short-lived way out of Tor that is on no list.
@@ -87,10 +88,10 @@ fn run(command: Command) -> anyhow::Result<()> {
 
 /// The address in the bridge line, where it is known before the exit bridge runs.
 fn fixed_address(config: &Config) -> anyhow::Result<SocketAddr> {
-    config
-        .address
-        .or(Some(config.listen).filter(|a| a.port() != 0 && !a.ip().is_unspecified()))
-        .context("address: not set, and listen has no fixed address and port to take its place")
+    let problem = "not set, and listen has no fixed address and port to take its place";
+    let address =
+        config.address.or(Some(config.listen).filter(|a| a.port() != 0 && !a.ip().is_unspecified()));
+    Ok(address.ok_or_else(|| ConfigError::field("address", problem))?)
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
@@ -125,7 +126,6 @@ impl WithConfig {
 fn hint(error: &anyhow::Error) -> Option<&'static str> {
     use eebt_bridge::RunError;
     use eebt_bridge::keys::KeysError;
-    use eebt_tor::ConfigError;
     if let Some(KeysError::Exist(_)) = error.downcast_ref() {
         return Some("an exit bridge keeps its keys for life; choose another folder for a new one");
     }

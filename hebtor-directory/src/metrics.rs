@@ -57,7 +57,7 @@ impl Metrics {
     }
 
     /// How many exit bridges there are, as the store counted them.
-    pub(crate) fn set_counts(&self, counts: Counts) {
+    pub fn set_counts(&self, counts: Counts) {
         self.kept.store(counts.kept, Ordering::Relaxed);
         self.registered.store(counts.registered, Ordering::Relaxed);
         self.untested.store(counts.untested, Ordering::Relaxed);
