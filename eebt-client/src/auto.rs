@@ -501,6 +501,46 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_reason_of_a_tor_exit_has_its_meaning() {
+        let of = |reason| {
+            let error = io::Error::other(tor_proto::Error::EndReceived(reason));
+            match meaning(&error) {
+                Failure::Blocked(reason) => Some(Ok(reason)),
+                Failure::Exit => Some(Err("the exit")),
+                Failure::Everywhere => Some(Err("everywhere")),
+                Failure::Circuit => None,
+            }
+        };
+        for (reason, means) in [
+            (EndReason::CONNECTREFUSED, Ok(Reason::Refused)),
+            (EndReason::CONNRESET, Ok(Reason::Closed)),
+            (EndReason::DONE, Ok(Reason::Closed)),
+            (EndReason::TIMEOUT, Ok(Reason::Silent)),
+            (EndReason::RESOLVEFAILED, Err("everywhere")),
+            (EndReason::EXITPOLICY, Err("everywhere")),
+            (EndReason::MISC, Err("the exit")),
+            (EndReason::DESTROY, Err("the exit")),
+            (EndReason::NOROUTE, Err("the exit")),
+            (EndReason::HIBERNATING, Err("the exit")),
+            (EndReason::INTERNAL, Err("the exit")),
+            (EndReason::RESOURCELIMIT, Err("the exit")),
+            (EndReason::TORPROTOCOL, Err("the exit")),
+            (EndReason::NOTDIRECTORY, Err("the exit")),
+            (EndReason::from(0), Err("the exit")),
+            (EndReason::from(250), Err("the exit")),
+        ] {
+            assert_eq!(of(reason), Some(means), "{reason}");
+        }
+        // What no END says: the stream is over, the circuit is gone.
+        let ended = meaning(&io::ErrorKind::UnexpectedEof.into()).reason();
+        assert_eq!(ended, Some(Reason::Closed));
+        for gone in [io::Error::other(tor_proto::Error::CircuitClosed), io::ErrorKind::BrokenPipe.into()] {
+            let failure = meaning(&gone);
+            assert!(failure.may_have_reached() && failure.reason().is_none(), "{gone}");
+        }
+    }
+
     #[tokio::test]
     async fn a_program_that_waits_is_not_hurried() {
         // Connected, and nothing was said: a browser's spare connection.

@@ -41,7 +41,7 @@ pub struct Config {
     /// How long it is remembered that a target turned Tor away.
     #[serde(with = "humantime_serde")]
     pub verdict_lifetime: Duration,
-    /// Where that is kept when the program ends; only in memory when not set.
+    /// Where that is kept when the program ends, of streams without credentials; only in memory when not set.
     pub verdict_file: Option<PathBuf>,
     /// How long a target may be silent before an exit bridge is asked beside Tor.
     #[serde(with = "humantime_serde")]

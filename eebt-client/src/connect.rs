@@ -160,12 +160,22 @@ pub struct Connector {
     verdicts: Arc<Verdicts>,
     blockers: Arc<Blockers>,
     /// Where targets go that TLS was spoken with over Tor, if anybody asks them.
-    tls_seen: Option<mpsc::Sender<(String, u16)>>,
+    tls_seen: Option<mpsc::Sender<Seen>>,
     choices: Choices,
     visits: Arc<Visits>,
     patience: Duration,
     /// How many exit-bridge directories are being asked: while one is, it is worth waiting.
     asking: watch::Receiver<usize>,
+}
+
+/// A target that TLS was just spoken with over Tor.
+pub struct Seen {
+    /// For whom.
+    pub group: Group,
+    /// Its host, in its one spelling.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
 }
 
 /// An open stream.
@@ -187,7 +197,7 @@ impl Connector {
         choices: Choices,
         asking: watch::Receiver<usize>,
         blockers: Arc<Blockers>,
-        tls_seen: Option<mpsc::Sender<(String, u16)>>,
+        tls_seen: Option<mpsc::Sender<Seen>>,
     ) -> Self {
         Self {
             tor,
@@ -238,7 +248,7 @@ impl Connector {
             match self.route(host) {
                 Route::Tor => self.through_tor(group, host, port).await,
                 Route::ExitBridge => self.through_exit_bridge(group, host, port).await,
-                Route::Auto if self.refuses_tor(host, port) => {
+                Route::Auto if self.refuses_tor(group, host, port) => {
                     match self.through_exit_bridge(group, host, port).await {
                         // There is none that works: the target may say why it does not want Tor.
                         Err(ConnectError::NoExitBridge | ConnectError::ExitBridges(_)) => {
@@ -254,7 +264,7 @@ impl Connector {
                         let opened = self.through_exit_bridge(group, host, port).await.map_err(|_| error)?;
                         // Without optimistic data an open stream is one that the target has taken.
                         if let (Some(reason), false) = (reason, self.optimistic) {
-                            self.verdicts.note(host, port, reason, SystemTime::now());
+                            self.verdicts.note(group, host, port, reason, SystemTime::now());
                         }
                         Ok(opened)
                     }
@@ -283,8 +293,8 @@ impl Connector {
         alive
     }
 
-    fn refuses_tor(&self, host: &str, port: u16) -> bool {
-        self.blockers.contains(host) || self.verdicts.refuses(host, port, SystemTime::now())
+    fn refuses_tor(&self, group: &Group, host: &str, port: u16) -> bool {
+        self.blockers.contains(host) || self.verdicts.refuses(group, host, port, SystemTime::now())
     }
 
     /// Which targets turned Tor away.
@@ -317,14 +327,26 @@ impl Connector {
         host: &str,
         port: u16,
     ) -> Result<Opened, ConnectError> {
+        self.through_exit_bridge_of(group, group, host, port).await
+    }
+
+    /// The same through the exit bridge of `keeper`, on a circuit of `group`'s.
+    pub(crate) async fn through_exit_bridge_of(
+        &self,
+        keeper: &Group,
+        group: &Group,
+        host: &str,
+        port: u16,
+    ) -> Result<Opened, ConnectError> {
         let target = eebt_proto::Target::new(host, port).map_err(|_| ConnectError::BadTarget)?;
         let begin = Begin { host: host_text(&target.host), port, optimistic: self.optimistic };
-        let (stream, id, circuit) = self.on_exit_bridge(group, port, &begin).await?;
+        let (stream, id, circuit) = self.on_exit_bridge(keeper, group, port, &begin).await?;
         Ok(Opened { stream, circuit: Some((id, circuit)), undecided: false })
     }
 
     /// Sees whether the target of an undecided stream answers Tor, and goes to an exit bridge if not.
-    /// `sent` is what the program has said already.
+    /// `sent` is what the program has said already. Beside it: whether the stream goes on through an exit bridge, and
+    /// the circuit to that is gone.
     ///
     /// # Errors
     /// The program's side broke.
@@ -336,7 +358,7 @@ impl Connector {
         program: &mut (impl AsyncRead + Unpin),
         opened: Opened,
         mut sent: Vec<u8>,
-    ) -> std::io::Result<Settled<DataStream, (BridgeId, Circuit)>> {
+    ) -> std::io::Result<(Settled<DataStream, (BridgeId, Circuit)>, bool)> {
         let other = async {
             let opening = self.through_exit_bridge(group, host, port);
             let opened = tokio::time::timeout(self.timeout, opening).await.ok()?;
@@ -345,35 +367,37 @@ impl Connector {
         };
         let mut settled = auto::settle(program, opened.stream, &mut sent, self.patience, other).await?;
         if let Some(reason) = settled.blocked {
-            self.verdicts.note(host, port, reason, SystemTime::now());
+            self.verdicts.note(group, host, port, reason, SystemTime::now());
         }
         if let (None, Some(&TLS_HANDSHAKE), Some(seen)) =
             (&settled.exit_bridge, settled.got.first(), &self.tls_seen)
             && https::offers_http(&sent)
         {
-            let _too_many_wait = seen.try_send((normal(host), port));
+            let _too_many_wait = seen.try_send(Seen { group: group.clone(), host: normal(host), port });
         }
         if let Some(overtaken) = settled.overtaken.take() {
-            let (verdicts, host, patience) = (Arc::clone(&self.verdicts), host.to_owned(), self.patience);
+            let (verdicts, patience) = (Arc::clone(&self.verdicts), self.patience);
+            let (group, host) = (group.clone(), host.to_owned());
             tokio::spawn(async move {
                 if auto::is_silent(overtaken, patience).await {
-                    verdicts.note(&host, port, Reason::Silent, SystemTime::now());
+                    verdicts.note(&group, &host, port, Reason::Silent, SystemTime::now());
                 }
             });
         }
         if let Some(((id, circuit), error)) = &settled.failed {
             self.note_break(group, *id, circuit, error, false).await;
         }
+        let mut lost = false;
         if let Some((id, circuit)) = &settled.exit_bridge {
             let answered = !settled.got.is_empty();
             if answered {
                 self.note_answer(*id, circuit);
             }
             if let Some(error) = &settled.broke {
-                self.note_break(group, *id, circuit, error, answered).await;
+                lost = self.note_break(group, *id, circuit, error, answered).await;
             }
         }
-        Ok(settled)
+        Ok((settled, lost))
     }
 
     /// The addresses of a name, as seen from where a stream to it would leave.
@@ -389,10 +413,11 @@ impl Connector {
                 Route::ExitBridge => {
                     let target = eebt_proto::Target::new(host, 443).map_err(|_| ConnectError::BadTarget)?;
                     let names = Resolve(host_text(&target.host));
-                    let mut ips =
-                        self.on_exit_bridge(group, 443, &names).await?.0.ok_or(ConnectError::NoLookUp)?;
-                    // An exit bridge that lies must not lead a program to this machine or its network.
-                    ips.retain(|ip| self.test_network || special_use(*ip).is_none());
+                    let (answer, ..) = self.on_exit_bridge(group, group, 443, &names).await?;
+                    let mut ips = answer.ok_or(ConnectError::NoLookUp)?;
+                    if !self.test_network {
+                        ips = believable(ips);
+                    }
                     if ips.is_empty() {
                         return Err(ConnectError::Target(TargetFailure::Unreachable));
                     }
@@ -413,9 +438,11 @@ impl Connector {
                 Route::Tor | Route::Auto => {
                     self.tor.resolve_ptr_with_prefs(ip, &self.prefs(group)).await.map_err(|e| plain_tor(&e))
                 }
-                Route::ExitBridge => {
-                    self.on_exit_bridge(group, 443, &ResolvePtr(ip)).await?.0.ok_or(ConnectError::NoLookUp)
-                }
+                Route::ExitBridge => self
+                    .on_exit_bridge(group, group, 443, &ResolvePtr(ip))
+                    .await?
+                    .0
+                    .ok_or(ConnectError::NoLookUp),
             }
         };
         tokio::time::timeout(self.timeout, look_up).await.unwrap_or(Err(ConnectError::Timeout))
@@ -501,10 +528,11 @@ impl Connector {
         prefs
     }
 
-    /// Asks on a circuit to the group's exit bridge; on another circuit when that one is gone,
+    /// Asks on a circuit of `group` to the exit bridge of `keeper`; on another circuit when that one is gone,
     /// through another exit bridge when that one is no use.
     async fn on_exit_bridge<Q: Question>(
         &self,
+        keeper: &Group,
         group: &Group,
         port: u16,
         question: &Q,
@@ -512,7 +540,7 @@ impl Connector {
         let mut not = Vec::new();
         let (mut last, mut closed) = (None, None);
         for _ in 0..MAX_TRIES {
-            let (id, circuit) = match self.circuit(group, port, &mut not).await {
+            let (id, circuit) = match self.circuit(keeper, group, port, &mut not).await {
                 Ok(found) => found,
                 Err(error) => return Err(last.unwrap_or(error)),
             };
@@ -550,10 +578,11 @@ impl Connector {
         Err(last.unwrap_or(ConnectError::NoExitBridge))
     }
 
-    /// A circuit of `group` to an exit bridge that is not in `not`. When one takes long or fails,
-    /// the next one is tried; those that failed are put into `not`.
+    /// A circuit of `group` to the exit bridge of `keeper`, or to another one that is not in `not`. When one takes
+    /// long or fails, the next one is tried; those that failed are put into `not`.
     async fn circuit(
         &self,
+        keeper: &Group,
         group: &Group,
         port: u16,
         not: &mut Vec<BridgeId>,
@@ -564,7 +593,7 @@ impl Connector {
         loop {
             let next = {
                 let mut bridges = self.bridges();
-                let id = bridges.choose(group, port, &started, Now::read());
+                let id = bridges.choose(keeper, port, &started, Now::read());
                 id.and_then(|id| self.way_to(&bridges, id))
             };
             let more = next.is_some();
@@ -661,6 +690,16 @@ impl Question for ResolvePtr {
     }
 }
 
+/// Most addresses of a name that are heeded.
+const MAX_ADDRESSES: usize = 16;
+
+/// What an exit bridge says of a name, without what would lead a program to this machine, its network or nowhere.
+fn believable(mut ips: Vec<IpAddr>) -> Vec<IpAddr> {
+    ips.retain(|ip| special_use(*ip).is_none());
+    ips.truncate(MAX_ADDRESSES);
+    ips
+}
+
 fn host_text(host: &eebt_proto::Host) -> String {
     match host {
         eebt_proto::Host::Name(name) => name.clone(),
@@ -720,4 +759,93 @@ fn plain_tor(error: &arti_client::Error) -> ConnectError {
         kind => return ConnectError::Tor(kind.to_string()),
     };
     ConnectError::Target(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_bridge_that_lies_leads_nobody_to_this_machine_or_its_network() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (v4, v6) = (ip("93.184.215.14"), ip("2606:2800:21f:cb07:6820:80da:af6b:8b2c"));
+        for lie in [
+            "127.0.0.1",
+            "0.0.0.0",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.0.1",
+            "100.64.0.1",
+            "169.254.169.254",
+            "224.0.0.1",
+            "255.255.255.255",
+            "192.0.2.1",
+            "::1",
+            "::",
+            "::ffff:127.0.0.1",
+            "::ffff:192.168.0.1",
+            "64:ff9b::a00:1",
+            "2002:7f00:1::1",
+            "fe80::1",
+            "fd00::1",
+            "ff02::1",
+        ] {
+            assert_eq!(believable(vec![ip(lie), v4, ip(lie), v6]), [v4, v6], "{lie}");
+            assert!(believable(vec![ip(lie)]).is_empty(), "{lie}");
+        }
+        assert_eq!(believable(vec![v4; 1000]).len(), MAX_ADDRESSES);
+    }
+
+    /// What the last hop of a circuit to an exit bridge may say instead of CONNECTED, and what is made of it.
+    #[test]
+    fn each_reason_of_an_exit_bridge_has_its_meaning() {
+        use TargetFailure::{Forbidden, Other, Refused, TimedOut, Unreachable};
+        let of = |reason| {
+            let error = tor_proto::Error::EndReceived(reason);
+            match judge(&tor_circmgr::Error::Protocol { action: "", peer: None, error, unique_id: None }) {
+                Verdict::Target(failure) => ("the target", failure),
+                Verdict::ThisBridge(failure) => ("this exit bridge", failure),
+                Verdict::Circuit => panic!("{reason}"),
+            }
+        };
+        for (reason, whose, failure) in [
+            (EndReason::CONNECTREFUSED, "the target", Refused),
+            (EndReason::RESOLVEFAILED, "the target", Unreachable),
+            (EndReason::NOROUTE, "the target", Unreachable),
+            (EndReason::TIMEOUT, "the target", TimedOut),
+            (EndReason::CONNRESET, "the target", Other),
+            (EndReason::DONE, "the target", Other),
+            (EndReason::EXITPOLICY, "this exit bridge", Forbidden),
+            (EndReason::MISC, "this exit bridge", Other),
+            (EndReason::DESTROY, "this exit bridge", Other),
+            (EndReason::HIBERNATING, "this exit bridge", Other),
+            (EndReason::INTERNAL, "this exit bridge", Other),
+            (EndReason::RESOURCELIMIT, "this exit bridge", Other),
+            (EndReason::TORPROTOCOL, "this exit bridge", Other),
+            (EndReason::NOTDIRECTORY, "this exit bridge", Other),
+            (EndReason::from(0), "this exit bridge", Other),
+            (EndReason::from(250), "this exit bridge", Other),
+        ] {
+            assert_eq!(of(reason), (whose, failure), "{reason}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_target_did_to_tor_is_worth_an_exit_bridge() {
+        use TargetFailure::{Forbidden, Other, Refused, TimedOut, Unreachable};
+        let worth = |failure| worth_an_exit_bridge(&ConnectError::Target(failure));
+        assert_eq!(worth(Refused), Some(Some(Reason::Refused)));
+        assert_eq!(worth(TimedOut), Some(Some(Reason::Silent)));
+        assert_eq!(worth(Other), Some(None), "it may be the exit: nothing is learned");
+        assert_eq!(worth(Unreachable), None);
+        assert_eq!(worth(Forbidden), None);
+        for error in [
+            ConnectError::BadTarget,
+            ConnectError::NoExitBridge,
+            ConnectError::Tor(String::new()),
+            ConnectError::Timeout,
+        ] {
+            assert_eq!(worth_an_exit_bridge(&error), None, "{error}");
+        }
+    }
 }

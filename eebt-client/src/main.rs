@@ -103,13 +103,15 @@ struct Args {
     /// wins (repeatable).
     #[arg(long = "rule", value_name = "PATTERN=WAY")]
     rules: Vec<Rule>,
-    /// Ask HTTPS sites for their first page, over a circuit of its own, to see whether they turn Tor away.
+    /// Ask HTTPS sites for their first page, over a circuit of its own, to see whether they turn Tor away: once a day
+    /// while this runs, for each who visits them.
     #[arg(long)]
     probe: bool,
     /// A list of hosts that turn Tor away: a file, or a URL that is fetched over Tor once a day.
     #[arg(long, value_name = "FILE|URL")]
     blocker_list: Option<ListSource>,
-    /// Where to keep which targets turned Tor away, when the program ends; not kept without it.
+    /// Where to keep which targets turned Tor away, when the program ends, of programs without SOCKS credentials; not
+    /// kept without it.
     #[arg(long, value_name = "FILE")]
     verdict_file: Option<PathBuf>,
     /// Relays before the exit bridge.

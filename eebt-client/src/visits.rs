@@ -26,7 +26,7 @@ const MAX_USERS: usize = 16;
 const MAX_NOTICES: usize = 50;
 
 /// The longest host that DNS can name. Longer ones are none.
-const MAX_HOST: usize = 253;
+pub(crate) const MAX_HOST: usize = 253;
 
 /// A host, and the site in the address bar for which it was visited, where the browser says so.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -403,7 +403,7 @@ fn site(group: &Group, host: &str) -> Option<Site> {
 
 /// The site in the address bar. Tor Browser gives it as SOCKS user name, with the number of the container
 /// behind it; other programs give what they like, which counts only if it looks like a host.
-fn first_party(credentials: &[u8]) -> Option<String> {
+pub(crate) fn first_party(credentials: &[u8]) -> Option<String> {
     let [5, length, rest @ ..] = credentials else { return None };
     let user = std::str::from_utf8(rest.get(..usize::from(*length))?).ok()?;
     let name = match user.split_once(':') {

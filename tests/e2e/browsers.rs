@@ -23,29 +23,35 @@ pub fn cases(suite: &mut Suite) {
 }
 
 /// The page is at a host that lets Tor in. Of its pictures one is there as well, one where Tor gets a block page, and one where
-/// connections from Tor are reset.
+/// connections from Tor are reset. So are they at three more hosts, of which the one is wanted for a WebSocket first, the second for
+/// HTTP/2, and the third for a large upload.
 async fn whole_page(lab: &Lab, browser: Browser) -> anyhow::Result<()> {
-    let rude = OriginsConfig {
-        listen_ip: addresses(lab, 7)?,
-        turn_away: Some(TurnAway::Reset),
-        ca_dir: None,
-        ..OriginsConfig::on_network(&lab.net)
-    };
-    let rude = Origins::start(rude).await?;
-    let (open, blocking, rude) =
-        (lab.origins.open(), lab.origins.blocking_tor_exits(), rude.blocking_tor_exits());
-    let bridge = lab.bridge().opens(rude.addr()).run().await?;
+    let mut rude = Vec::new();
+    for _ in 0..4 {
+        let config = OriginsConfig {
+            turn_away: Some(TurnAway::Reset),
+            ca_dir: None,
+            ..OriginsConfig::on_network(&lab.net)
+        };
+        rude.push(Origins::start(config).await?);
+    }
+    let (open, blocking) = (lab.origins.open(), lab.origins.blocking_tor_exits());
+    let (reset, socket, sink) =
+        (rude[0].blocking_tor_exits(), rude[1].blocking_tor_exits(), rude[3].blocking_tor_exits());
+    let protocol = rude[2].blocking_tor_exits_tls();
+    let bridge =
+        [reset, socket, sink, protocol].iter().fold(lab.bridge(), |b, o| b.opens(o.addr())).run().await?;
     let client = lab.client().via(&bridge).set("mode", "auto").run().await?;
-    [open, blocking, rude].iter().for_each(|origin| origin.clear_hits());
+    [open, blocking].iter().for_each(|origin| origin.clear_hits());
 
     let mut url = open.url("/visit?times=2&upload=20000000");
-    for origin in [open, blocking, rude] {
+    for origin in [open, blocking, reset] {
         url.push_str(&format!("&image={}", origin.url("/image")));
     }
-    url.push_str(&format!("&socket=ws://{}/socket", open.addr()));
-    url.push_str(&format!("&protocol={}", lab.origins.open_tls().url("/protocol")));
+    url.push_str(&format!("&sink={}&socket=ws://{}/socket", sink.url("/sink"), socket.addr()));
+    url.push_str(&format!("&protocol={}", protocol.url("/protocol")));
     let dir = lab.folder("browser");
-    let _visit = browser.open(&url, client.proxy, lab.origins.ca_file(), &dir).await?;
+    let _visit = browser.open(&url, client.proxy, rude[2].ca_file(), &dir).await?;
 
     let first = report(open, 1).await?;
     for (what, expected) in [
@@ -65,15 +71,24 @@ async fn whole_page(lab: &Lab, browser: Browser) -> anyhow::Result<()> {
         origin.hits().iter().filter(|hit| hit.path == path).map(|hit| hit.peer_ip).collect()
     };
     ensure!(came(open, "/image?visit=1") == [tor] && came(open, "/image?visit=2") == [tor], "it lets Tor in");
-    for (origin, tried) in [(blocking, vec![tor, bridge.ip]), (rude, vec![bridge.ip])] {
+    for (origin, tried) in [(blocking, vec![tor, bridge.ip]), (reset, vec![bridge.ip])] {
         ensure!(came(origin, "/image?visit=1") == tried, "{}: {:?}", origin.name(), origin.hits());
         ensure!(came(origin, "/image?visit=2") == [bridge.ip], "{}: {:?}", origin.name(), origin.hits());
     }
+    // Each was tried over Tor, where the connection is reset, and said again; nothing of it reached the host before.
+    for (origin, path) in [(socket, "/socket"), (protocol, "/protocol"), (sink, "/sink")] {
+        let visitors = came(origin, path);
+        ensure!(!visitors.is_empty() && visitors.iter().all(|ip| *ip == bridge.ip), "{path}: {visitors:?}");
+        let tried = came(origin, "");
+        ensure!(tried.contains(&tor) && tried.iter().all(|ip| *ip == tor), "{path}: {:?}", origin.hits());
+    }
+    let uploads = sink.hits().iter().filter(|hit| hit.method == "PUT").count();
+    ensure!(uploads == 2, "each upload is sent once: {:?}", sink.hits());
     Ok(())
 }
 
 /// The first of that many addresses, one after the other, that nothing else on the network has.
-fn addresses(lab: &Lab, n: usize) -> anyhow::Result<IpAddr> {
+pub fn addresses(lab: &Lab, n: usize) -> anyhow::Result<IpAddr> {
     let ips: Vec<IpAddr> = (0..n).map(|_| lab.net.spare_ip()).collect();
     let in_a_row = ips.windows(2).all(|pair| match pair {
         [IpAddr::V4(a), IpAddr::V4(b)] => a.to_bits() + 1 == b.to_bits(),

@@ -3,6 +3,7 @@
 //! The case runs itself again in a new network namespace, with a private Tor network and all routes in it. Client and programs run as
 //! users of their own there, and nftables counts what they send elsewhere than they may.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -14,10 +15,13 @@ use testnet::Role;
 use tests::{Dns, Lab, Running, binary};
 use tokio::process::Command;
 
-use crate::{Suite, selftest};
+use crate::{Suite, auto, selftest};
 
-/// Says that this process is the one inside.
-pub const INSIDE: &str = "EXIT_BRIDGE_LEAK_TEST";
+/// Says that this process is the one inside, and what it is for.
+pub const INSIDE: &str = "EXIT_BRIDGE_INSIDE";
+
+/// It is for this file's case.
+const LEAK: &str = "leak";
 
 /// Users that nobody else is here.
 const CLIENT: u32 = 54_001;
@@ -31,11 +35,7 @@ pub fn cases(suite: &mut Suite) {
         can_watch(),
         "no packet leaves but to a guard, whatever happens (needs root)",
         async |lab| {
-            let mut inside = Command::new("unshare");
-            inside.args(["--net", "--"]).arg(std::env::current_exe()?).env(INSIDE, "1").kill_on_drop(true);
-            let out = inside.current_dir(lab.folder("leak")).output().await?;
-            let said = String::from_utf8_lossy(&out.stderr);
-            ensure!(out.status.success(), "{said}");
+            let said = in_own_network(lab, LEAK).await?;
             for (situation, _) in SITUATIONS {
                 ensure!(said.contains(&format!("quiet: {situation}")), "{situation} was not tried:\n{said}");
             }
@@ -44,8 +44,18 @@ pub fn cases(suite: &mut Suite) {
     );
 }
 
+/// Runs this program again in a network of its own, which is for this; what it said.
+pub async fn in_own_network(lab: &Lab, what: &str) -> anyhow::Result<String> {
+    let mut inside = Command::new("unshare");
+    inside.args(["--net", "--"]).arg(std::env::current_exe()?).env(INSIDE, what).kill_on_drop(true);
+    let out = inside.current_dir(lab.folder("inside")).output().await?;
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(out.status.success(), "{said}");
+    Ok(said)
+}
+
 /// Can this process have a network of its own, and rules in it?
-fn can_watch() -> bool {
+pub fn can_watch() -> bool {
     let root = std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
     let mut probe = std::process::Command::new("unshare");
     probe.args(["--net", "--", "nft", "add", "table", "inet", "probe"]);
@@ -69,8 +79,14 @@ const SITUATIONS: [Situation; 9] = [
     ("the client is started again with nothing that answers", |i| Box::pin(i.nobody_answers())),
 ];
 
-/// The inner process: brings everything up, and goes through all situations.
-pub async fn inside() -> anyhow::Result<()> {
+/// In the first so many of them the client's guards live: it has no reason to try others.
+const GUARDS_LIVE: usize = 7;
+
+/// How many guards a client has (guard-spec, `guard-n-primary-guards`).
+const GUARDS: usize = 3;
+
+/// The inner process: brings everything up.
+pub async fn inside(what: &str) -> anyhow::Result<()> {
     run("ip", &["link", "set", "lo", "up"]).await?;
     // Everywhere is reachable: what would leak is sent, and seen.
     run("ip", &["addr", "add", "192.0.2.2/32", "dev", "lo"]).await?;
@@ -79,20 +95,31 @@ pub async fn inside() -> anyhow::Result<()> {
     run("ip", &["-6", "route", "add", "default", "dev", "lo", "src", "2001:db8::2"]).await?;
 
     let lab = Lab::start().await?;
-    let result = async {
-        let mut inside = Inside::start(&lab).await?;
-        inside.watch_sees().await?;
-        for (situation, happens) in SITUATIONS {
-            happens(&mut inside).await.context(situation)?;
-            let (packets, to) = inside.leaked().await?;
-            ensure!(packets == 0, "{situation}: {packets} packets elsewhere: {to}");
-            eprintln!("quiet: {situation}");
-        }
-        anyhow::Ok(())
-    }
-    .await;
+    let result = match what {
+        LEAK => all_situations(&lab).await,
+        auto::REFUSED => auto::refused(&lab).await,
+        other => bail!("{other} is not known"),
+    };
     lab.shutdown(false).await?;
     result
+}
+
+async fn all_situations(lab: &Lab) -> anyhow::Result<()> {
+    let mut inside = Inside::start(lab).await?;
+    inside.watch_sees().await?;
+    // The first consensus came from any of the relays that are known for that.
+    inside.reached().await?;
+    run("nft", &["flush", "set", "inet", "watch", "reached"]).await?;
+    for (n, (situation, happens)) in SITUATIONS.into_iter().enumerate() {
+        happens(&mut inside).await.context(situation)?;
+        let (packets, to) = inside.leaked().await?;
+        ensure!(packets == 0, "{situation}: {packets} packets elsewhere: {to}");
+        if n < GUARDS_LIVE {
+            inside.only_its_guards().await.context(situation)?;
+        }
+        eprintln!("quiet: {situation}");
+    }
+    Ok(())
 }
 
 struct Inside<'a> {
@@ -167,6 +194,24 @@ impl<'a> Inside<'a> {
         let packets =
             counter.split_whitespace().skip_while(|word| *word != "packets").nth(1).context("packets")?;
         Ok((packets.parse()?, run("nft", &["list", "table", "inet", "watch"]).await?))
+    }
+
+    /// Relays that the client reached since it had its first consensus.
+    async fn reached(&self) -> anyhow::Result<BTreeSet<SocketAddr>> {
+        let set = run("nft", &["list", "set", "inet", "watch", "reached"]).await?;
+        let elements = set.split("elements = {").nth(1).and_then(|rest| rest.split('}').next());
+        let read = |element: &str| Ok(element.trim().replace(" . ", ":").parse()?);
+        elements.unwrap_or_default().split(',').filter(|e| !e.trim().is_empty()).map(read).collect()
+    }
+
+    /// The client reached those relays alone that its state says are its guards, though it knows all.
+    async fn only_its_guards(&self) -> anyhow::Result<()> {
+        let reached = self.reached().await?;
+        let guards = guards(&self.dir)?;
+        ensure!(!reached.is_empty(), "the watch sees nothing");
+        ensure!(reached.is_subset(&guards), "it has the guards {guards:?}, and reached {reached:?}");
+        ensure!(guards.len() < self.lab.net.relays().iter().filter(|r| r.role != Role::Exit).count());
+        Ok(())
     }
 
     /// The watch itself: what goes directly is seen, by IPv4, IPv6, and as a question for a name; of both users.
@@ -333,8 +378,24 @@ impl<'a> Inside<'a> {
     }
 }
 
-/// Counts what the two users send elsewhere: the client may reach relays that are guards and answer at its port, programs may
-/// reach that port.
+/// The guards that Arti uses by the state in this folder: of all that it sampled those that were used, then the first
+/// ones.
+fn guards(dir: &Path) -> anyhow::Result<BTreeSet<SocketAddr>> {
+    let found = std::process::Command::new("find").arg(dir).args(["-name", "guards.json"]).output()?;
+    let file = String::from_utf8(found.stdout)?;
+    let state: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(file.trim()).context("guards.json")?)?;
+    let sample = state["default"]["guards"].as_array().context("no guards")?;
+    let confirmed = state["default"]["confirmed"].as_array().context("no confirmed ones")?;
+    let is_confirmed = |guard: &&serde_json::Value| confirmed.contains(&guard["id"]);
+    let (used, others): (Vec<_>, Vec<_>) = sample.iter().partition(is_confirmed);
+    let ports = used.into_iter().chain(others).take(GUARDS).map(|guard| guard["orports"].as_array());
+    let ports = ports.flatten().flatten().filter_map(|port| port.as_str());
+    ports.map(|port| Ok(port.parse()?)).collect()
+}
+
+/// Counts what the two users send elsewhere: the client may reach relays that can be guards, which are noted, and answer at its
+/// port; programs may reach that port.
 async fn watch(lab: &Lab, proxy: SocketAddr) -> anyhow::Result<()> {
     let guards = lab.net.relays().iter().filter(|relay| relay.role != Role::Exit);
     let guards: Vec<String> = guards.map(|relay| format!("{} . {}", relay.address, relay.orport)).collect();
@@ -343,6 +404,7 @@ async fn watch(lab: &Lab, proxy: SocketAddr) -> anyhow::Result<()> {
         "table inet watch {{
             counter elsewhere {{ }}
             set guards {{ type ipv4_addr . inet_service; elements = {{ {guards} }} }}
+            set reached {{ type ipv4_addr . inet_service; flags dynamic; size 100; }}
             set to4 {{ type ipv4_addr . inet_proto . inet_service; flags dynamic; size 100; }}
             set to6 {{ type ipv6_addr . inet_proto . inet_service; flags dynamic; size 100; }}
             chain sent {{
@@ -355,7 +417,7 @@ async fn watch(lab: &Lab, proxy: SocketAddr) -> anyhow::Result<()> {
             chain exits {{ }}
             chain client {{
                 jump own
-                ip daddr . tcp dport @guards return
+                ip daddr . tcp dport @guards update @reached {{ ip daddr . tcp dport }} return
                 ip saddr {ip} tcp sport {port} return
                 goto stop
             }}
@@ -381,7 +443,8 @@ fn path(path: &Path) -> String {
     path.display().to_string()
 }
 
-async fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
+/// Runs a program to its end; what it wrote to stdout.
+pub async fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
     let out = Command::new(program).args(args).output().await.with_context(|| program.to_owned())?;
     if !out.status.success() {
         bail!("{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));

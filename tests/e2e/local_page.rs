@@ -8,6 +8,7 @@ use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use tests::{Chromium, Client, Dns, Lab, Look};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio_socks::tcp::Socks5Stream;
 
@@ -18,6 +19,11 @@ pub fn cases(suite: &mut Suite) {
     suite.case("local page: the person's switch wins over mode, rules and verdicts", switch_wins);
     suite.case("local page: another exit bridge is another address", another_address);
     suite.case("local page: it tells when an exit bridge dies under a download", tells_of_death);
+    suite.case(
+        "local page: it tells when an exit bridge dies while it takes over from Tor",
+        tells_of_early_death,
+    );
+    suite.case("a web page that asks the proxy's port learns nothing of what it is", says_nothing);
     suite.case("local page: other sites, other names and other users are kept out", keeps_out);
     suite.case("local page: its token and the sites are in no log", logs_nothing);
     suite.case("local page: a taken port, a page that is off, and one that would be remote", ports);
@@ -243,6 +249,67 @@ async fn tells_of_death(lab: &Lab) -> anyhow::Result<()> {
     let html = page.send("dismiss", &[("notice", id.context("no button")?)]).await?;
     ensure!(!html.contains("class=\"notice\""), "{html}");
     ensure!(html.contains("left alone for"), "the dead exit bridge: {html}");
+    Ok(())
+}
+
+/// The origin refuses Tor, and begins an answer to the exit bridge that it never ends.
+async fn tells_of_early_death(lab: &Lab) -> anyhow::Result<()> {
+    let listener = TcpListener::bind((lab.net.spare_ip(), 0)).await?;
+    let addr = listener.local_addr()?;
+    let bridge = lab.bridge().opens(addr).run().await?;
+    let client = lab.client().via(&bridge).set("mode", "auto").run().await?;
+    let page = Page::of(&client).await?;
+    let (tor, url) = (lab.net.exit_egress_ip(), format!("http://{addr}/"));
+    let origin = async {
+        loop {
+            let (mut stream, peer) = listener.accept().await?;
+            stream.read_buf(&mut Vec::with_capacity(4096)).await?;
+            if peer.ip() == tor {
+                let refusal = "HTTP/1.1 403 Forbidden\r\nContent-Length: 8\r\n\r\nTor exit";
+                stream.write_all(refusal.as_bytes()).await?;
+                continue;
+            }
+            // It may become a block page yet: the client looks for a second.
+            stream.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\nmem").await?;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            bridge.process.signal(Signal::SIGKILL);
+            return anyhow::Ok(stream);
+        }
+    };
+    let (fetched, stream) = tokio::join!(client.get_as("party.example", &url), origin);
+    let (fetched, _open) = (fetched?, stream?);
+    ensure!(fetched.exit_code != 0, "half an answer must not look whole: {fetched:?}");
+    let html = page.html().await?;
+    let notice =
+        format!("<strong>{}</strong> (for party.example): the connection to exit bridge 1", addr.ip());
+    ensure!(html.contains(&notice) && html.contains("was lost while it was in use"), "{html}");
+    Ok(())
+}
+
+/// A browser sends what pages ask for to any port of this machine, also under a name of the page's own.
+async fn says_nothing(lab: &Lab) -> anyhow::Result<()> {
+    let client = lab.client().set("mode", "never").run().await?;
+    for request in [
+        "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: rebound.example\r\nOrigin: http://rebound.example\r\n\r\n",
+        "POST /?u=http://a.example/ HTTP/1.1\r\nHost: rebound.example\r\nContent-Length: 3\r\n\r\nabc",
+        "OPTIONS * HTTP/1.1\r\nHost: rebound.example\r\n\r\n",
+        "PUT / HTTP/1.1\r\nHost: rebound.example\r\n\r\n",
+        "NONSENSE\r\n\r\n",
+        "GET / HTTP/1.1\r\nno header\r\n\r\n",
+        &format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(20_000)),
+    ] {
+        let mut stream = TcpStream::connect(client.proxy).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        let _end_or_reset =
+            tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await?;
+        ensure!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
+    }
+    // A program that was told of the wrong kind of proxy learns what to do, and still not which program this is.
+    let args = ["--proxy", &format!("http://{}", client.proxy)];
+    let hint = client.curl("http://example.com/", &args).await?;
+    ensure!(hint.status == 405 && hint.text.contains("hint:") && !hint.text.contains("eebt"), "{hint:?}");
     Ok(())
 }
 

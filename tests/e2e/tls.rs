@@ -1,13 +1,15 @@
 //! What TLS hides from mode `auto`, and how it is found: by asking, or from a list.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use testnet::Origin;
+use testnet::{Origin, Origins, OriginsConfig};
 use tests::{Client, Lab};
 
 use crate::Suite;
+use crate::browsers::addresses;
 
 /// What stands in the log when a target is believed to turn Tor away.
 const VERDICT: &str = "a target turns Tor away";
@@ -56,6 +58,71 @@ pub fn cases(suite: &mut Suite) {
         ensure!(!other.process.stderr().contains(VERDICT));
         Ok(())
     });
+
+    suite.case(
+        "probes for one visitor use that visitor's exit bridge, and tell others nothing",
+        async |lab| {
+            let mut hosts = Vec::new();
+            for _ in 0..4 {
+                let config = OriginsConfig { ca_dir: None, ..OriginsConfig::on_network(&lab.net) };
+                hosts.push(Origins::start(OriginsConfig { listen_ip: addresses(lab, 7)?, ..config }).await?);
+            }
+            // All of their authorities are trusted.
+            let authorities = lab.folder("authorities").join("all.pem");
+            let pems: Result<Vec<String>, _> =
+                hosts.iter().map(|h| std::fs::read_to_string(h.ca_file())).collect();
+            std::fs::write(&authorities, pems?.concat())?;
+            let mut bridges = Vec::new();
+            for _ in 0..3 {
+                let bridge =
+                    hosts.iter().fold(lab.bridge(), |b, h| b.opens(h.blocking_tor_exits_tls().addr()));
+                bridges.push(bridge.run().await?);
+            }
+            let client =
+                bridges.iter().fold(lab.client().set("mode", "auto").set("probe", true), |c, b| c.via(b));
+            let client = client.trusts(&authorities).run().await?;
+            let tor = lab.net.exit_egress_ip();
+            let ca = authorities.display().to_string();
+            for (n, user) in ["a.example", "b.example"].into_iter().enumerate() {
+                let proxy_user = format!("{user}:x");
+                let mut exit_bridges = BTreeSet::new();
+                for origin in hosts.iter().map(Origins::blocking_tor_exits_tls) {
+                    origin.clear_hits();
+                    let page = client
+                        .curl(&origin.url("/"), &["--cacert", &ca, "--proxy-user", &proxy_user])
+                        .await?;
+                    ensure!(page.status == 403, "{user} was not here before: {page:?}");
+                    let start = Instant::now();
+                    // The visit, the probe over Tor, and the one through an exit bridge: for each of the visitors.
+                    while visitors(origin).len() < 3 {
+                        ensure!(start.elapsed() < SOON, "{user}: {:?}", visitors(origin));
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                    let came = visitors(origin);
+                    ensure!(came[..2] == [tor, tor], "{came:?}");
+                    exit_bridges.insert(came[2]);
+                }
+                ensure!(exit_bridges.len() == 1, "{user}'s probes used {exit_bridges:?}");
+                let wanted = hosts.len() * (n + 1);
+                let start = Instant::now();
+                while client.process.stderr().matches(VERDICT).count() < wanted {
+                    ensure!(start.elapsed() < SOON, "not all are known");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                // It is the one that the visitor has.
+                let origin = hosts[0].blocking_tor_exits_tls();
+                let page =
+                    client.curl(&origin.url("/"), &["--cacert", &ca, "--proxy-user", &proxy_user]).await?;
+                ensure!(page.status == 200, "{page:?}");
+                ensure!(
+                    origin.last_peer_ip() == exit_bridges.first().copied(),
+                    "{:?}",
+                    origin.last_peer_ip()
+                );
+            }
+            Ok(())
+        },
+    );
 
     suite.case("a browser's open connection does not keep it on Tor", async |lab| {
         let bridge = lab.bridge().run().await?;
@@ -135,7 +202,8 @@ fn visitors(origin: &Origin) -> Vec<IpAddr> {
     origin.hits().iter().map(|hit| hit.peer_ip).collect()
 }
 
-async fn until_said(client: &Client, what: &str) -> anyhow::Result<()> {
+/// Waits until its log has this.
+pub async fn until_said(client: &Client, what: &str) -> anyhow::Result<()> {
     let start = Instant::now();
     while !client.process.stderr().contains(what) {
         ensure!(start.elapsed() < SOON, "it did not say {what:?}:\n{}", client.process.stderr());

@@ -54,8 +54,9 @@ impl Connector {
         self.circuits.usable(id)
     }
 
-    /// What decides over the way for `host`.
-    pub fn why(&self, host: &str) -> Why {
+    /// What decides over the way for `site`.
+    pub fn why(&self, site: &Site) -> Why {
+        let host = site.host.as_str();
         if is_onion(host) {
             return Why::Onion;
         }
@@ -67,7 +68,7 @@ impl Connector {
             Route::Auto => {
                 let listed = || "it is on a list of sites that turn Tor away".to_owned();
                 let listed = self.blockers.contains(host).then(listed);
-                Why::Auto(self.verdicts.reason(host, SystemTime::now()).or(listed))
+                Why::Auto(self.verdicts.reason(site, SystemTime::now()).or(listed))
             }
             _ if by_rules.is_some() => Why::Rule,
             _ => Why::Mode(self.mode),

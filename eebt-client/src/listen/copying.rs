@@ -47,12 +47,15 @@ impl Copying {
                 () = visit.cut() => None,
             }
         };
-        let Some(settled) = settled else {
+        let Some((settled, lost)) = settled else {
             tcp.set_zero_linger()?;
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         };
         if let Some((id, _)) = &settled.exit_bridge {
             visit.goes(connector.way(host, Some(*id)));
+        }
+        if lost {
+            visit.lost();
         }
         visit.down(settled.got.len());
         tcp.write_all(&settled.got).await?;
@@ -115,7 +118,7 @@ impl Copying {
             };
             let left = async {
                 let Some((host, port)) = &on_tor else { return std::future::pending().await };
-                connector.verdicts().until_refused(host, *port).await;
+                connector.verdicts().until_refused(&group, host, *port).await;
                 while moved.swap(false, Ordering::Relaxed) {
                     tokio::time::sleep(QUIET).await;
                 }

@@ -28,8 +28,10 @@ enum Head {
     Partial,
     /// CONNECT to host and port; the head is so many bytes long.
     Connect { host: String, port: u16, credentials: Vec<u8>, length: usize },
-    /// Another method.
+    /// Another method, for a whole URL: a program that takes us for another kind of proxy.
     OtherMethod,
+    /// Another method, for a path: somebody takes us for a web server.
+    NotForProxies,
     /// No head.
     Malformed,
 }
@@ -51,10 +53,18 @@ pub(super) async fn read_request(tcp: &mut TcpStream) -> Result<Request, Request
                 bytes.extend_from_slice(&chunk[..n]);
             }
             Head::OtherMethod => {
-                let text = "eebt-client is a proxy for SOCKS and for HTTP CONNECT.\n\
+                let text = "this is a proxy for SOCKS and for HTTP CONNECT\n\
                     hint: for http:// addresses use it as a SOCKS5 proxy (curl: --proxy socks5h://…)\n";
                 answer(tcp, "405 Method Not Allowed", "Allow: CONNECT\r\n", text).await?;
                 return Err(RequestError::Unsupported("HTTP method that is not CONNECT"));
+            }
+            // A web page that looks at the ports of this machine, say, or whose name points to it. It gets no answer: it is
+            // not told what listens here.
+            Head::NotForProxies => {
+                return Err(RequestError::Unsupported("HTTP request that is not for a proxy"));
+            }
+            Head::Partial | Head::Malformed if !bytes.starts_with(b"CONNECT ") => {
+                return Err(RequestError::Malformed);
             }
             Head::Partial | Head::Malformed => {
                 answer(tcp, "400 Bad Request", "", "not a request that a proxy understands\n").await?;
@@ -81,7 +91,8 @@ fn parse(bytes: &[u8]) -> Head {
         Err(_) => return Head::Malformed,
     };
     if request.method != Some("CONNECT") {
-        return Head::OtherMethod;
+        let whole_url = request.path.is_some_and(|path| path.contains("://") && !path.starts_with('/'));
+        return if whole_url { Head::OtherMethod } else { Head::NotForProxies };
     }
     let Some((host, port)) = request.path.and_then(|p| p.rsplit_once(':')) else { return Head::Malformed };
     let Ok(port) = port.parse::<u16>() else { return Head::Malformed };
@@ -158,6 +169,10 @@ mod tests {
     fn what_is_no_connect_is_told_apart() {
         assert_eq!(parse(b"CONNECT exam"), Head::Partial);
         assert_eq!(parse(b"GET http://example.com/ HTTP/1.1\r\n\r\n"), Head::OtherMethod);
+        for of_a_page in ["GET / HTTP/1.1", "POST /?x=http://a/ HTTP/1.1", "OPTIONS * HTTP/1.1"] {
+            let head = format!("{of_a_page}\r\nHost: attacker.example\r\n\r\n");
+            assert_eq!(parse(head.as_bytes()), Head::NotForProxies, "{of_a_page}");
+        }
         for bad in [
             "CONNECT example.com HTTP/1.1\r\n\r\n",
             "CONNECT :443 HTTP/1.1\r\n\r\n",

@@ -53,7 +53,8 @@ impl Request {
                 let length = u8::try_from(user.len()).unwrap_or(u8::MAX);
                 [&[5, length], user.as_slice(), password].concat()
             }
-            SocksAuth::Socks4(user) => [&[4], user.as_slice()].concat(),
+            // Without a user id there are no credentials.
+            SocksAuth::Socks4(user) if !user.is_empty() => [&[4], user.as_slice()].concat(),
             _ => Vec::new(),
         }
     }

@@ -10,10 +10,14 @@ use super::view::{Said, View, bytes, plain, span};
 use crate::bridges::{self, Health, Source};
 use crate::connect::{Another, Why};
 use crate::route::{Mode, Route};
+use crate::verdicts;
 use crate::visits::{Notice, Shown, Way};
 
 /// Seconds after which a page that follows what happens is loaded again.
 const LIVE: u32 = 5;
+
+/// Most sites in the address bar that are named beside one verdict.
+const MAX_PARTIES: usize = 3;
 
 /// The whole page. One that is `live` loads itself again; the usual one does not, for that disturbs who reads
 /// it with a screen reader or is about to press a button.
@@ -398,11 +402,11 @@ fn verdicts(view: &View) -> Markup {
         section aria-labelledby="verdicts" {
             h2 #verdicts { "Sites that refuse Tor" }
             @if view.verdicts.is_empty() {
-                p { "None is known to turn Tor away. When one does, that is remembered here for a while, and it is reached through an exit bridge at once." }
+                p { "None is known to turn Tor away. When one does, that is remembered here for a while, and it is reached through an exit bridge at once, by those programs (in Tor Browser: for that site in the address bar) that met it." }
             } @else {
                 (table("Sites that turned Tor away, and how", html! {
                     thead { tr {
-                        th scope="col" { "Site" } th scope="col" { "Port" } th scope="col" { "Why" }
+                        th scope="col" { "Site" } th scope="col" { "Port" } th scope="col" { "Visited for" } th scope="col" { "Why" }
                         th scope="col" { "Believed for" } th scope="col" { "Change" }
                     } }
                     tbody {
@@ -410,6 +414,7 @@ fn verdicts(view: &View) -> Markup {
                             tr {
                                 th scope="row" { (plain(&verdict.host)) }
                                 td { (verdict.port) }
+                                td { (visited_for(verdict)) }
                                 td { (verdict.reason) }
                                 td { (span(verdict.until.duration_since(view.wall).unwrap_or_default())) }
                                 td {
@@ -426,6 +431,16 @@ fn verdicts(view: &View) -> Markup {
                 form method="post" action="forget-verdicts" { button { "Forget all" span.unseen { " sites that refuse Tor" } } }
             }
         }
+    }
+}
+
+/// For which sites in the address bar it is known: each learns it for itself.
+fn visited_for(verdict: &verdicts::Shown) -> String {
+    let parties: Vec<String> = verdict.first_parties.iter().take(MAX_PARTIES).map(|p| plain(p)).collect();
+    match verdict.first_parties.len().saturating_sub(MAX_PARTIES) {
+        _ if parties.is_empty() => "not said".to_owned(),
+        0 => parties.join(", "),
+        more => format!("{}, and {more} more", parties.join(", ")),
     }
 }
 
@@ -471,6 +486,7 @@ mod tests {
             verdicts: vec![crate::verdicts::Shown {
                 host: EVIL.into(),
                 port: 443,
+                first_parties: (0..5).map(|n| format!("{n}.party.example")).collect(),
                 reason: EVIL.into(),
                 until: SystemTime::now() + Duration::from_secs(100),
             }],
@@ -502,6 +518,7 @@ mod tests {
             "Show 3 more",
             "127.0.0.1:9250",
             "No exit bridge is known",
+            "<td>0.party.example, 1.party.example, 2.party.example, and 2 more</td>",
         ] {
             assert!(page.contains(told), "{told}");
         }

@@ -56,11 +56,7 @@ impl View {
             listen: listen.to_vec(),
             said,
             notices: connector.visits().notices(),
-            sites: sites
-                .into_iter()
-                .map(|s| (connector.why(&s.site.host), s))
-                .map(|(why, s)| (s, why))
-                .collect(),
+            sites: sites.into_iter().map(|s| (connector.why(&s.site), s)).map(|(why, s)| (s, why)).collect(),
             sites_left_out,
             bridges: bridges
                 .into_iter()

@@ -16,11 +16,15 @@
 //! | `/socket` | a WebSocket that returns every message |
 //! | `/protocol` | the version of HTTP |
 //! | `/lines/A,B,C` | these texts, one a line |
+//! | `/refuse/CODE` | a page; from `blocking`, for blocked addresses that status, with words that a refusal has |
+//! | `/late-once/MILLISECONDS?ANY` | the peer's address: to who asks for this for the first time, so much later; to the next at once |
 //! | `/late/MILLISECONDS` | the peer's address, so much later, 60 s at most |
 //! | `/hits` | who came, as JSON, oldest first |
 
+use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::body::Body;
@@ -54,10 +58,31 @@ pub(super) struct Site {
     pub(super) blocked: Vec<IpNet>,
     /// What they meet instead of the block page.
     pub(super) turn_away: Option<raw::Behaviour>,
+    /// How late a TLS handshake begins, at most, when its ClientHello is seen for the first time.
+    pub(super) late_hello: Option<Duration>,
+    /// What was asked for that is late once, and the random bytes of ClientHellos.
+    pub(super) asked: Mutex<HashSet<Vec<u8>>>,
     pub(super) hits: HitLog,
 }
 
+/// Where the random bytes of a ClientHello are, behind the heads of record and message and a version (RFC 8446,
+/// section 4.1.2).
+const HELLO_RANDOM: Range<usize> = 11..43;
+
 impl Site {
+    /// Waits before a handshake, where that should be late. The same ClientHello, said again, meets no delay.
+    async fn be_late(&self, stream: &TcpStream) {
+        let Some(longest) = self.late_hello else { return };
+        let mut hello = [0; HELLO_RANDOM.end];
+        while !matches!(stream.peek(&mut hello).await, Ok(0 | 43..) | Err(_)) {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let random = &hello[HELLO_RANDOM];
+        if self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(random.to_vec()) {
+            sleep(longest.mul_f64(f64::from(random[0]) / 256.0)).await;
+        }
+    }
+
     fn blocks(&self, ip: IpAddr) -> bool {
         self.blocked.iter().any(|net| net.contains(&ip))
     }
@@ -92,7 +117,13 @@ pub(super) async fn serve(
                 continue;
             }
             let router = router.clone().layer(Extension(Peer(ip)));
-            let connection = connection(stream, router, tls.clone(), small_buffers);
+            let (site, tls) = (Arc::clone(&site), tls.clone());
+            let connection = async move {
+                if tls.is_some() {
+                    site.be_late(&stream).await;
+                }
+                connection(stream, router, tls, small_buffers).await;
+            };
             tokio::spawn(stop.clone().run_until_cancelled_owned(connection));
         }
     };
@@ -135,7 +166,7 @@ fn router(site: Arc<Site>) -> Router {
     Router::new()
         .route("/peer", get(async |Extension(Peer(ip)): Extension<Peer>| ip.to_string()))
         .route("/bulk/{bytes}", get(bulk_body))
-        .route("/sink", put(sink).post(sink))
+        .route("/sink", put(sink).post(sink).options(may_sink))
         .route("/slow-sink", put(slow_sink).post(slow_sink))
         .route("/visit", get(async || Html(include_str!("visit.html"))))
         .route("/challenge", get(challenge))
@@ -146,6 +177,8 @@ fn router(site: Arc<Site>) -> Router {
         .route("/protocol", get(async |version: Version| (ANY_ORIGIN, format!("{version:?}"))))
         .route("/lines/{texts}", get(async |Path(texts): Path<String>| texts.replace(',', "\n")))
         .route("/late/{milliseconds}", get(late))
+        .route("/late-once/{milliseconds}", get(late_once))
+        .route("/refuse/{code}", get(refuse))
         .route("/status/{code}", get(status).put(status).post(status))
         .fallback(page)
         .layer(middleware::from_fn_with_state(site.clone(), remember))
@@ -241,7 +274,23 @@ async fn bulk_body(Path(len): Path<u64>) -> Response {
 }
 
 async fn sink(body: Body) -> Response {
-    swallow(body, None).await
+    (ANY_ORIGIN, swallow(body, None).await).into_response()
+}
+
+/// What a browser asks before it sends something from a page of another origin.
+async fn may_sink() -> Response {
+    (ANY_ORIGIN, [(header::ACCESS_CONTROL_ALLOW_METHODS, "PUT, POST")], StatusCode::NO_CONTENT)
+        .into_response()
+}
+
+async fn refuse(site: State<Arc<Site>>, peer: Extension<Peer>, Path(code): Path<u16>) -> Response {
+    let status =
+        StatusCode::from_u16(code).ok().filter(|status| status.is_client_error() || status.is_server_error());
+    match status {
+        None => (StatusCode::BAD_REQUEST, "a status code from 400 to 599\n").into_response(),
+        Some(status) if site.blocks(peer.0.0) => (status, page(site, peer).await.into_body()).into_response(),
+        Some(_) => page(site, peer).await,
+    }
 }
 
 async fn slow_sink(uri: Uri, body: Body) -> Response {
@@ -283,6 +332,17 @@ async fn status(Path(code): Path<u16>) -> Response {
 async fn late(Path(milliseconds): Path<u64>, Extension(Peer(ip)): Extension<Peer>) -> String {
     sleep(Duration::from_millis(milliseconds.min(60_000))).await;
     ip.to_string()
+}
+
+async fn late_once(
+    State(site): State<Arc<Site>>,
+    Path(milliseconds): Path<u64>,
+    uri: Uri,
+    peer: Extension<Peer>,
+) -> String {
+    let asked = uri.path_and_query().map_or_else(String::new, ToString::to_string);
+    let is_first = site.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(asked.into_bytes());
+    late(Path(if is_first { milliseconds } else { 0 }), peer).await
 }
 
 async fn hits(State(site): State<Arc<Site>>) -> Response {

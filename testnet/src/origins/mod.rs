@@ -23,6 +23,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tempfile::TempDir;
@@ -43,6 +44,9 @@ pub struct OriginsConfig {
     pub blocked: Vec<IpNet>,
     /// What those meet instead of a page, if anything.
     pub turn_away: Option<TurnAway>,
+    /// How late TLS origins begin a handshake, at most: each some other time, and at once when the same ClientHello
+    /// comes again.
+    pub late_hello: Option<Duration>,
     /// Their ports.
     pub ports: Ports,
     /// Names in the TLS certificate, besides the addresses and the defaults.
@@ -60,6 +64,8 @@ pub enum TurnAway {
     Close,
     /// It takes them and does nothing.
     Stall,
+    /// It answers what they say first with the TLS alert `access_denied` (RFC 8446, section 6.2).
+    Alert,
 }
 
 /// The ports of all origins; 0 takes any free one.
@@ -86,6 +92,7 @@ impl Default for OriginsConfig {
             listen_ip: Ipv4Addr::LOCALHOST.into(),
             blocked: vec![IpAddr::from(Ipv4Addr::LOCALHOST).into()],
             turn_away: None,
+            late_hello: None,
             ports: Ports::EPHEMERAL,
             names: Vec::new(),
             ca_dir: None,
@@ -259,6 +266,8 @@ impl Origins {
                     let site = http::Site {
                         blocked: if blocks { config.blocked.clone() } else { Vec::new() },
                         turn_away: config.turn_away.map(raw::Behaviour::from),
+                        late_hello: config.late_hello,
+                        asked: std::sync::Mutex::default(),
                         hits: hits.clone(),
                     };
                     let tls = tls.then(|| certificates.acceptor.clone());

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,11 @@ pub(super) enum Behaviour {
     Reset,
     Stall,
     Close,
+    Alert,
 }
+
+/// A fatal alert `access_denied` in a record of its own.
+const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 
 impl From<TurnAway> for Behaviour {
     fn from(how: TurnAway) -> Self {
@@ -25,6 +30,7 @@ impl From<TurnAway> for Behaviour {
             TurnAway::Reset => Self::Reset,
             TurnAway::Close => Self::Close,
             TurnAway::Stall => Self::Stall,
+            TurnAway::Alert => Self::Alert,
         }
     }
 }
@@ -69,6 +75,13 @@ pub(super) async fn behave(mut stream: TcpStream, behaviour: Behaviour) -> io::R
         }
         Behaviour::Stall => std::future::pending().await,
         Behaviour::Close => {}
+        Behaviour::Alert => {
+            // All of it is read: closing with unread bytes would reset, and the alert might be lost.
+            stream.read_buf(&mut Vec::with_capacity(16 << 10)).await?;
+            stream.write_all(&ACCESS_DENIED).await?;
+            stream.shutdown().await?;
+            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+        }
     }
     Ok(())
 }
