@@ -21,7 +21,7 @@ pub enum Figure {
     TtfbWarm,
     /// The same for somebody who comes for the first time.
     TtfbCold,
-    /// Time to the first byte of a page that is refused to Tor, for those who open it.
+    /// Time to the first byte of a page that is refused to Tor, for those who open it, on circuits that are in use.
     TtfbBlocked,
     /// Time to load a page of 40 resources on 6 hosts.
     Page,

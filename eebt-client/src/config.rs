@@ -38,7 +38,7 @@ pub struct Config {
     pub known_blockers: bool,
     /// In mode `auto`: another such list, a file or a URL.
     pub blocker_list: Option<ListSource>,
-    /// How long it is remembered that a target turned Tor away.
+    /// How long it is remembered that a target turned Tor away; the first time for 10 minutes at most.
     #[serde(with = "humantime_serde")]
     pub verdict_lifetime: Duration,
     /// Where that is kept when the program ends, of streams without credentials; only in memory when not set.

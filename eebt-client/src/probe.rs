@@ -43,7 +43,7 @@ pub(crate) async fn run(connector: Arc<Connector>, https: Https, mut seen: mpsc:
             let _slot = slot;
             if let Some(reason) = probe(&connector, &https, &seen).await {
                 let Seen { group, host, port } = seen;
-                connector.verdicts().note(&group, &host, port, reason, SystemTime::now());
+                connector.verdicts().note_proven(&group, &host, port, reason, SystemTime::now());
             }
         });
     }

@@ -17,8 +17,9 @@ use crate::connect::Group;
 use crate::route::normal;
 use crate::visits::{MAX_HOST, Site, first_party};
 
-/// How long silence is believed at most: a circuit that had trouble looks the same.
-const SILENCE: Duration = Duration::from_secs(600);
+/// How long is believed what one Tor exit said, which may have made it up, and silence, since a circuit that had trouble
+/// looks the same. As long as a circuit takes new streams: after that another exit is asked.
+const ONCE: Duration = Duration::from_secs(600);
 
 /// Most verdicts that are kept; then those who have most of them lose the one that ends first.
 const MAX: usize = 10_000;
@@ -113,12 +114,18 @@ impl Verdicts {
         let mut known = self.known();
         match known.get(&key) {
             Some(verdict) if self.holds(verdict, now) => true,
+            Some(verdict) if self.is_remembered(verdict, now) => false,
             Some(_) => {
                 known.remove(&key);
                 false
             }
             None => false,
         }
+    }
+
+    /// It may be over, but when it is met again, that is the second time.
+    fn is_remembered(&self, verdict: &Verdict, now: SystemTime) -> bool {
+        now < verdict.until + self.lifetime && verdict.until <= now + self.lifetime
     }
 
     /// Waits until it refuses Tor to this group.
@@ -131,20 +138,34 @@ impl Verdicts {
         }
     }
 
-    /// It refused Tor to this group just now.
+    /// It refused Tor to this group just now, as a Tor exit says. The first time that is believed for a short while, and
+    /// then for a long one.
     pub fn note(&self, group: &Group, host: &str, port: u16, reason: Reason, now: SystemTime) {
+        self.insert(group, host, port, reason, false, now);
+    }
+
+    /// The same, by the site's own word, which no exit can make up.
+    pub fn note_proven(&self, group: &Group, host: &str, port: u16, reason: Reason, now: SystemTime) {
+        self.insert(group, host, port, reason, true, now);
+    }
+
+    fn insert(&self, group: &Group, host: &str, port: u16, reason: Reason, proven: bool, now: SystemTime) {
         tracing::info!(%reason, "a target turns Tor away; it is reached through an exit bridge for a while");
-        let lifetime = if reason == Reason::Silent { self.lifetime.min(SILENCE) } else { self.lifetime };
         let first_party = first_party(&group.credentials);
-        let verdict = Verdict { reason: reason.to_string(), until: now + lifetime, first_party };
         let key = self.key(group, host, port);
         if key.host.len() > MAX_HOST {
             return;
         }
         self.change(|known| {
+            // Streams side by side meet the same exit: only what comes after that time is another word.
+            let before = known.get(&key).filter(|v| self.is_remembered(v, now));
+            let again = before.is_some_and(|v| v.until <= now);
+            let long = proven || (again && reason != Reason::Silent);
+            let lifetime = if long { self.lifetime } else { self.lifetime.min(ONCE) };
+            let until = before.map_or(now, |v| v.until).max(now + lifetime);
             let whose = key.credentials;
-            known.insert(key, verdict);
-            make_room(known, whose, now);
+            known.insert(key, Verdict { reason: reason.to_string(), until, first_party });
+            make_room(known, whose);
         });
     }
 
@@ -210,8 +231,7 @@ impl Verdicts {
 }
 
 /// Keeps the bounds after one more for `whose`. Nobody makes others forget but who has more than they.
-fn make_room(known: &mut HashMap<Key, Verdict>, whose: Credentials, now: SystemTime) {
-    known.retain(|_, verdict| verdict.until > now);
+fn make_room(known: &mut HashMap<Key, Verdict>, whose: Credentials) {
     let too_many = if known.keys().filter(|key| key.credentials == whose).count() > MAX_FOR_ONE {
         Some(whose)
     } else if known.len() > MAX {
@@ -252,15 +272,43 @@ mod tests {
         assert!(!verdicts.refuses(&all, "example.com", 443, now));
         verdicts.note(&all, "Example.com.", 443, Reason::Refused, now);
         assert!(verdicts.refuses(&all, "example.com", 443, now));
-        assert!(verdicts.refuses(&all, "EXAMPLE.com", 443, now + HOUR / 2));
+        assert!(verdicts.refuses(&all, "EXAMPLE.com", 443, now + ONCE / 2));
         assert!(!verdicts.refuses(&all, "example.com", 80, now), "another port");
-        assert!(!verdicts.refuses(&all, "example.com", 443, now + HOUR));
-        assert!(!verdicts.refuses(&all, "example.com", 443, now), "it was forgotten");
-        verdicts.note(&all, "slow.example", 443, Reason::Silent, now);
-        assert!(verdicts.refuses(&all, "slow.example", 443, now));
-        assert!(!verdicts.refuses(&all, "slow.example", 443, now + SILENCE));
-        verdicts.note(&all, "example.com", 443, Reason::Closed, now);
+        assert!(!verdicts.refuses(&all, "example.com", 443, now + ONCE));
+        verdicts.note_proven(&all, "proven.example", 443, Reason::Status(403), now);
+        assert!(verdicts.refuses(&all, "proven.example", 443, now + HOUR / 2));
+        assert!(!verdicts.refuses(&all, "proven.example", 443, now + HOUR));
+        assert!(!verdicts.refuses(&all, "proven.example", 443, now + 2 * HOUR));
+        assert!(!verdicts.refuses(&all, "proven.example", 443, now), "it was forgotten");
+        verdicts.note_proven(&all, "example.com", 443, Reason::Closed, now);
         assert!(!verdicts.refuses(&all, "example.com", 443, now - HOUR), "the clock was set back");
+    }
+
+    #[test]
+    fn what_one_exit_says_is_believed_for_a_short_while_and_what_the_next_one_confirms_for_long() {
+        let (verdicts, all, now) = (Verdicts::new(HOUR, None), group(""), SystemTime::now());
+        let refuses = |host: &str, at| verdicts.refuses(&all, host, 443, at);
+        // Two streams side by side say no more than one.
+        for _ in 0..2 {
+            verdicts.note(&all, "a.example", 443, Reason::Closed, now);
+        }
+        assert!(refuses("a.example", now + ONCE / 2) && !refuses("a.example", now + ONCE));
+        let second = now + ONCE * 2;
+        verdicts.note(&all, "a.example", 443, Reason::Refused, second);
+        assert!(refuses("a.example", second + HOUR / 2) && !refuses("a.example", second + HOUR));
+        // What came long ago is no confirmation, nor is silence after silence.
+        verdicts.note(&all, "b.example", 443, Reason::Closed, now);
+        let late = now + ONCE + HOUR;
+        verdicts.note(&all, "b.example", 443, Reason::Closed, late);
+        assert!(refuses("b.example", late) && !refuses("b.example", late + ONCE));
+        for at in [now, second] {
+            verdicts.note(&all, "slow.example", 443, Reason::Silent, at);
+            assert!(refuses("slow.example", at) && !refuses("slow.example", at + ONCE));
+        }
+        // And a short one does not cut a long one.
+        verdicts.note_proven(&all, "c.example", 443, Reason::Status(403), now);
+        verdicts.note(&all, "c.example", 443, Reason::Closed, now);
+        assert!(refuses("c.example", now + HOUR / 2));
     }
 
     #[test]
@@ -360,7 +408,7 @@ mod tests {
         note(&group("victim.example"), 0);
         (0..=MAX_FOR_ONE).for_each(|n| note(&group("flood.example"), n));
         let refuses = |user: &str, n: usize| {
-            verdicts.refuses(&group(user), &format!("{n}.example"), 80, now + HOUR / 2)
+            verdicts.refuses(&group(user), &format!("{n}.example"), 80, now + ONCE / 2)
         };
         assert_eq!(verdicts.known().len(), 1 + MAX_FOR_ONE);
         assert!(!refuses("flood.example", 0) && refuses("flood.example", 1) && refuses("victim.example", 0));
