@@ -119,7 +119,7 @@ pub(crate) async fn settle<W: Way, X>(
             failure if (failure.may_have_reached() || tor.is_connected()) && !may_repeat(sent) => {
                 return Ok(Settled::tor(tor, Vec::new(), Some(error)));
             }
-            failure => (failure.reason(), Vec::new(), Some(error)),
+            failure => (failure.reason().filter(|r| fits(*r, &tor)), Vec::new(), Some(error)),
         },
     };
     let told = sent.len();
@@ -178,7 +178,9 @@ async fn either<W: Way, X>(
             ended => {
                 let error = ended.err().unwrap_or(io::ErrorKind::UnexpectedEof.into());
                 match by_exit_bridge.as_mut().await? {
-                    Ok(settled) => return Ok(settled.because(meaning(&error).reason())),
+                    Ok(settled) => {
+                        return Ok(settled.because(meaning(&error).reason().filter(|r| fits(*r, &tor))));
+                    }
                     Err(failed) => (Some(error), failed),
                 }
             }
@@ -286,11 +288,17 @@ impl Failure {
     }
 }
 
+/// Whether that may be the reason: who was connected has taken the connection.
+fn fits(reason: Reason, tor: &impl Way) -> bool {
+    reason != Reason::NotTaken || !tor.is_connected()
+}
+
 fn meaning(error: &io::Error) -> Failure {
     use tor_proto::Error::EndReceived;
     match error.get_ref().and_then(|e| e.downcast_ref::<tor_proto::Error>()) {
         Some(EndReceived(reason)) => match *reason {
             EndReason::CONNECTREFUSED => Failure::Blocked(Reason::Refused),
+            EndReason::MISC => Failure::Blocked(Reason::NotTaken),
             EndReason::CONNRESET | EndReason::DONE => Failure::Blocked(Reason::Closed),
             EndReason::TIMEOUT => Failure::Blocked(Reason::Silent),
             EndReason::RESOLVEFAILED | EndReason::EXITPOLICY => Failure::Everywhere,
@@ -519,7 +527,7 @@ mod tests {
             (EndReason::TIMEOUT, Ok(Reason::Silent)),
             (EndReason::RESOLVEFAILED, Err("everywhere")),
             (EndReason::EXITPOLICY, Err("everywhere")),
-            (EndReason::MISC, Err("the exit")),
+            (EndReason::MISC, Ok(Reason::NotTaken)),
             (EndReason::DESTROY, Err("the exit")),
             (EndReason::NOROUTE, Err("the exit")),
             (EndReason::HIBERNATING, Err("the exit")),

@@ -37,6 +37,9 @@ struct Page {
 pub enum Reason {
     /// It refused the connection.
     Refused,
+    /// The exit could not connect to it, and does not say why. Exits of C tor (0.4.9.11) say so of connections that were
+    /// refused.
+    NotTaken,
     /// It reset or closed the connection before it said anything.
     Closed,
     /// It said nothing, where an exit bridge got an answer.
@@ -54,6 +57,7 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Self::Status(status) => return write!(f, "it answers Tor with status {status}"),
             Self::Refused => "it refuses connections from Tor",
+            Self::NotTaken => "it takes no connections from Tor",
             Self::Closed => "it closes connections from Tor",
             Self::Silent => "it does not answer Tor",
             Self::AccessDenied => "it denies Tor access in TLS",

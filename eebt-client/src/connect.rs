@@ -263,7 +263,7 @@ impl Connector {
                         let Some(reason) = worth_an_exit_bridge(&error) else { return Err(error) };
                         let opened = self.through_exit_bridge(group, host, port).await.map_err(|_| error)?;
                         // Without optimistic data an open stream is one that the target has taken.
-                        if let (Some(reason), false) = (reason, self.optimistic) {
+                        if !self.optimistic {
                             self.verdicts.note(group, host, port, reason, SystemTime::now());
                         }
                         Ok(opened)
@@ -734,11 +734,11 @@ fn judge(error: &tor_circmgr::Error) -> Verdict {
 }
 
 /// Whether an exit bridge may succeed where plain Tor failed, and what that says about the target.
-fn worth_an_exit_bridge(error: &ConnectError) -> Option<Option<Reason>> {
+fn worth_an_exit_bridge(error: &ConnectError) -> Option<Reason> {
     match error {
-        ConnectError::Target(TargetFailure::Refused) => Some(Some(Reason::Refused)),
-        ConnectError::Target(TargetFailure::TimedOut) => Some(Some(Reason::Silent)),
-        ConnectError::Target(TargetFailure::Other) => Some(None),
+        ConnectError::Target(TargetFailure::Refused) => Some(Reason::Refused),
+        ConnectError::Target(TargetFailure::TimedOut) => Some(Reason::Silent),
+        ConnectError::Target(TargetFailure::Other) => Some(Reason::NotTaken),
         _ => None,
     }
 }
@@ -834,9 +834,9 @@ mod tests {
     fn only_what_the_target_did_to_tor_is_worth_an_exit_bridge() {
         use TargetFailure::{Forbidden, Other, Refused, TimedOut, Unreachable};
         let worth = |failure| worth_an_exit_bridge(&ConnectError::Target(failure));
-        assert_eq!(worth(Refused), Some(Some(Reason::Refused)));
-        assert_eq!(worth(TimedOut), Some(Some(Reason::Silent)));
-        assert_eq!(worth(Other), Some(None), "it may be the exit: nothing is learned");
+        assert_eq!(worth(Refused), Some(Reason::Refused));
+        assert_eq!(worth(TimedOut), Some(Reason::Silent));
+        assert_eq!(worth(Other), Some(Reason::NotTaken));
         assert_eq!(worth(Unreachable), None);
         assert_eq!(worth(Forbidden), None);
         for error in [

@@ -368,7 +368,7 @@ fn visitors(origin: &Origin) -> Vec<IpAddr> {
 /// Names the case of [`refused`].
 pub const REFUSED: &str = "refused";
 
-/// In a network of its own, where the kernel refuses connections from Tor's exits to some origins: the exit says CONNECTREFUSED.
+/// In a network of its own, where the kernel refuses connections from Tor's exits to some origins.
 pub async fn refused(lab: &Lab) -> anyhow::Result<()> {
     let (http, https) = (lab.origins.blocking_tor_exits(), lab.origins.blocking_tor_exits_tls());
     let (tor, to) = (lab.net.exit_egress_ip(), http.addr().ip());
@@ -391,8 +391,10 @@ pub async fn refused(lab: &Lab) -> anyhow::Result<()> {
             ensure!(visitors(origin) == [bridge.ip; 2], "{}: {:?}", origin.name(), visitors(origin));
             eprintln!("opens: {}, optimistic {optimistic}", origin.name());
         }
-        let verdicts = client.process.stderr().matches("it refuses connections from Tor").count();
-        ensure!(verdicts == 2, "{verdicts} verdicts:\n{}", client.process.stderr());
+        let log = client.process.stderr();
+        let reasons = ["it refuses connections from Tor", "it takes no connections from Tor"];
+        let verdicts = log.lines().filter(|line| reasons.iter().any(|reason| line.contains(reason))).count();
+        ensure!(verdicts == 2 && log.matches(VERDICT).count() == 2, "{verdicts} verdicts:\n{log}");
         // What can have an effect, too: it never got there.
         let other = lab.client().via(&bridge).set("mode", "auto").set("optimistic", optimistic).run().await?;
         ensure!(other.curl(&http.url("/"), &["-d", "x=1"]).await?.status == 200);
