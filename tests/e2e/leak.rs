@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::Signal;
@@ -207,7 +207,16 @@ impl<'a> Inside<'a> {
     /// The client reached those relays alone that its state says are its guards, though it knows all.
     async fn only_its_guards(&self) -> anyhow::Result<()> {
         let reached = self.reached().await?;
-        let guards = guards(&self.dir)?;
+        // Arti writes them down once a minute.
+        let start = Instant::now();
+        let guards = loop {
+            match guards(&self.dir)? {
+                none if none.is_empty() && start.elapsed() < Duration::from_secs(100) => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                some => break some,
+            }
+        };
         ensure!(!reached.is_empty(), "the watch sees nothing");
         ensure!(reached.is_subset(&guards), "it has the guards {guards:?}, and reached {reached:?}");
         ensure!(guards.len() < self.lab.net.relays().iter().filter(|r| r.role != Role::Exit).count());
