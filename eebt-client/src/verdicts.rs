@@ -336,7 +336,7 @@ mod tests {
         assert!(!verdicts.refuses(&a, "c.example", 443, now));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn only_the_groups_own_verdict_ends_its_streams() {
         let verdicts = Verdicts::new(HOUR, None);
         let (a, b) = (group("a.example"), group("b.example"));
@@ -347,9 +347,9 @@ mod tests {
             }
         };
         let noting = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
             verdicts.note(&group("c.example"), "x.example", 443, Reason::Closed, SystemTime::now());
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
             verdicts.note(&a, "x.example", 443, Reason::Closed, SystemTime::now());
         };
         assert!(tokio::join!(waiting, noting).0);

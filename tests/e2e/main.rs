@@ -10,6 +10,7 @@ mod bulk;
 mod directory;
 mod fleet;
 mod leak;
+mod liars;
 mod life;
 mod local_page;
 mod onion;
@@ -140,6 +141,7 @@ fn main() {
     refusals::cases(&mut suite);
     strangers::cases(&mut suite);
     life::cases(&mut suite);
+    liars::cases(&mut suite);
     local_page::cases(&mut suite);
     privacy::cases(&mut suite);
     bad_input::cases(&mut suite);
