@@ -7,16 +7,13 @@ mod common;
 mod ec2;
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Operator, Run, finish, within};
+use common::{Operator, Run, Running, finish, within};
 use ec2::{Ec2, SECRET};
 use eebt_provisioner::CLOUD_CRASH_POINTS;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// An operator with an account.
@@ -267,13 +264,9 @@ fn a_lost_ledger_loses_no_machine() {
 fn run_until(account: &Account, args: &[&str], what: &str, is_done: impl Fn() -> bool) -> String {
     let mut command = account.command(&["run", "--provider", "aws", "--yes", "--spares", "0"]);
     command.args(["--interval", "1s", "--check-every", "1s"]).args(args);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let running = Running::start(command);
     within(60, what, is_done);
-    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
-    let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(child.wait().unwrap().success(), "{what}: {said}");
-    said
+    running.stop()
 }
 
 #[test]

@@ -4,48 +4,14 @@
 mod common;
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Operator, eventually, finish, within};
+use common::{Operator, Running, eventually, finish, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-
-/// An `eebt run` that is looked at from outside.
-struct Running {
-    child: Child,
-}
-
-impl Running {
-    fn start(mut command: Command) -> Self {
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0).spawn().unwrap();
-        Self { child }
-    }
-
-    /// Stops it in order; what it said.
-    fn stop(mut self) -> String {
-        self.signal(Signal::SIGTERM);
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert!(self.child.wait().unwrap().success(), "{said}");
-        said
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn run_command(op: &Operator, args: &[&str]) -> Command {
     let range = op.range();
