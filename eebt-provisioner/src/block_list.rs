@@ -145,7 +145,7 @@ impl BlockList {
             }
         }
         match wrong {
-            Some(line) if list.len() == 0 => Err(line),
+            Some(line) if list.is_empty() => Err(line),
             _ => Ok(list),
         }
     }

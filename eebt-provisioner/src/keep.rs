@@ -461,7 +461,7 @@ mod tests {
         let mut live = rows(&[90_000, 90_000]);
         live[1].created = at(four + 60);
         assert_eq!(plan(&keep, &live, &[], four - 1), (0, vec![]));
-        assert_eq!(plan(&keep, &live, &[], four), (2, vec![]));
+        assert_eq!(plan(&keep, &live, &[], four), (1, vec![]));
         live.extend(rows(&[90_000]));
         live[2].id = "x2".into();
         live[2].created = at(four + 60);
@@ -495,7 +495,8 @@ mod tests {
         let spares =
             |losses, start_up| Measured { losses, start_up: Duration::from_secs(start_up) }.spares(10);
         assert_eq!(spares(0.0, 180), 0);
-        assert_eq!(spares(0.01, 180), 1, "a loss in ten hours");
+        assert_eq!(spares(0.01, 180), 0, "of ten, one in ten hours");
+        assert_eq!(spares(0.1, 180), 1, "of ten, one in an hour");
         assert!(spares(1.0, 180) > spares(0.1, 180));
         assert!(spares(1.0, 600) > spares(1.0, 180));
         assert_eq!(spares(100.0, 3600), MAX_SPARES);
