@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use eebt_proto::limits::MAX_VALIDITY;
@@ -33,6 +33,23 @@ fn statement(text: &str) -> String {
     text.replace('$', "?").replace("{SKIP_LOCKED}", "")
 }
 
+/// Has a connection write ahead. SQLite does not wait for others that change the same at that moment, whatever its busy
+/// timeout: it says at once that the file is busy.
+fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let start = Instant::now();
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error)
+                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+                    && start.elapsed() < BUSY_TIMEOUT =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
+}
+
 impl Sqlite {
     /// Opens the file, and makes it for its owner only where there is none.
     ///
@@ -49,7 +66,7 @@ impl Sqlite {
             std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
             let mut connection = Connection::open(path)?;
             connection.busy_timeout(BUSY_TIMEOUT)?;
-            connection.pragma_update(None, "journal_mode", "WAL")?;
+            write_ahead(&connection)?;
             // Whatever was accepted survives a power cut as well.
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.set_prepared_statement_cache_capacity(64);
