@@ -164,6 +164,9 @@ fn a_killed_run_is_taken_up_by_the_next_one() {
     }
     let running = run(&op, &["--count", "3"]);
     eventually("three serve", || serving(&op).len() == 3);
+    // They may have served before it began; told to stop before it listens, it would just die.
+    let at_work = || op.eebt(&["status", "--json"]).ok().json()["run"]["pid"] == running.pid();
+    eventually("it is at work", at_work);
     running.stop();
     assert_eq!(op.assert_truth("after all"), 3);
     op.eebt(&["down", "--all", "--now"]).ok();
