@@ -175,17 +175,19 @@ impl<'a> Keeper<'a> {
         Ok(())
     }
 
-    /// Takes in what is seen of exit bridges from outside. Returns whether there was anything.
+    /// Takes in what is seen of exit bridges from outside. Returns whether that changed the ledger: of 500 that are
+    /// looked at one serves still at any moment, which is no reason to think anew about all.
     fn watch(&mut self, rows: &[Instance], now: SystemTime) -> anyhow::Result<bool> {
         let mut seen = self.watch.look(rows, now);
         seen.extend(self.lists.find(rows));
-        let is_new = !seen.is_empty();
+        let mut is_new = false;
         for seen in seen {
             match seen {
                 Seen::Serves(id) => {
                     self.blind = None;
                     let Some(row) = rows.iter().find(|row| row.id == id) else { continue };
                     if self.fleet.note_serving(row, now)? {
+                        is_new = true;
                         self.printer.say(format_args!("{} is ready", place(row)));
                     }
                     if row.burned.is_none() && !self.is_young(row, now) {
@@ -195,6 +197,7 @@ impl<'a> Keeper<'a> {
                 Seen::Burned(id, by) => {
                     let Some(row) = rows.iter().find(|row| row.id == id) else { continue };
                     if self.fleet.ledger().burn(&id, &by, now)? {
+                        is_new = true;
                         self.printer.say(format_args!("{} is known to {by}", place(row)));
                         if self.is_young(row, now) {
                             self.burns.failed(row.region().unwrap_or_default(), now);
