@@ -9,7 +9,7 @@
 CARGO ?= cargo
 PROFILE := --release
 # Programs that only tests need.
-TEST_NEEDS := firefox-esr chromium certutil torsocks wget sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze nft ip moto
+TEST_NEEDS := firefox-esr chromium certutil torsocks wget sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze nft ip moto prism
 
 .PHONY: build setup demo demo-onion demo-auto demo-cloud deb test e2e bench lint fmt clean
 
@@ -51,7 +51,7 @@ e2e: build
 
 # Ways out of Tor, side by side: make bench, or make bench ARGS='--quick --latency 0ms'
 bench: build
-	@./deploy/setup microsocks stunnel4
+	@./deploy/setup microsocks stunnel4 moto
 	$(or $(CARGO_TARGET_DIR),target)/release/bench $(ARGS)
 
 lint: setup

@@ -41,6 +41,8 @@ pub enum Figure {
     Engine,
     /// The exit-bridge directory alone, without Tor.
     Directory,
+    /// `eebt` with a large fleet in an emulated cloud, without Tor.
+    Fleet,
 }
 
 impl Figure {
@@ -91,6 +93,8 @@ pub struct Plan {
     pub exit_bridges: u32,
     /// Times that it is asked for some.
     pub asks: usize,
+    /// Is it only to be seen that it works?
+    pub quick: bool,
 }
 
 impl Default for Plan {
@@ -104,6 +108,7 @@ impl Default for Plan {
             idle: 1000,
             exit_bridges: 100_000,
             asks: 40_000,
+            quick: false,
         }
     }
 }
@@ -120,6 +125,7 @@ impl Plan {
             idle: 50,
             exit_bridges: 5000,
             asks: 4000,
+            quick: true,
         }
     }
 }
@@ -140,6 +146,8 @@ pub enum Unit {
     Kilobytes,
     /// More is better.
     PerSecond,
+    /// Less is better.
+    Count,
 }
 
 impl Unit {
@@ -201,7 +209,7 @@ pub async fn measure(figure: Figure, paths: &Paths, plan: &Plan, report: &mut Re
                     Figure::Streams => {
                         note(&name, Unit::PerSecond, new_streams(paths, path, plan).await?);
                     }
-                    Figure::Idle | Figure::Start | Figure::Engine | Figure::Directory => {}
+                    Figure::Idle | Figure::Start | Figure::Engine | Figure::Directory | Figure::Fleet => {}
                 }
                 anyhow::Ok(())
             };

@@ -10,6 +10,7 @@ mod crypto;
 mod directory;
 mod engine;
 mod figures;
+mod fleet;
 mod paths;
 mod process;
 mod report;
@@ -115,6 +116,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
     if wanted(&Figure::Directory) && args.paths.is_empty() {
         eprintln!("== the exit-bridge directory alone");
         directory::measure(&plan, &mut report).await?;
+        report.write()?;
+    }
+    if wanted(&Figure::Fleet) && args.paths.is_empty() {
+        eprintln!("== fleets in an emulated cloud");
+        let plan = plan.clone();
+        report = tokio::task::spawn_blocking(move || fleet::measure(&plan, &mut report).map(|()| report)).await??;
         report.write()?;
     }
     let of_a_network: Vec<Figure> = Figure::OF_A_NETWORK.into_iter().filter(wanted).collect();

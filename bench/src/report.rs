@@ -12,7 +12,7 @@ use testnet::Scheduler;
 
 use crate::figures::Unit;
 use crate::stats::{self, Comparison};
-use crate::{crypto, directory, engine, paths, start};
+use crate::{crypto, directory, engine, fleet, paths, start};
 
 /// One measured value.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -74,7 +74,8 @@ const COMPARED: [(&str, &str); 13] = [
 ];
 
 /// What has no peer: it is held against what one wants of it.
-const ALONE: [&str; 4] = [directory::DIRECTORY, start::UP, crypto::CLIENT, crypto::EXIT_BRIDGE];
+const ALONE: [&str; 6] =
+    [directory::DIRECTORY, start::UP, crypto::CLIENT, crypto::EXIT_BRIDGE, fleet::SMALL, fleet::LARGE];
 
 /// All results of one run.
 pub struct Report {
@@ -285,6 +286,7 @@ fn shown(unit: Unit, value: f64) -> String {
         Unit::Kilobytes => format!("{value:.1} kB"),
         Unit::PerSecond if value > 1e6 => format!("{:.1} M/s", value / 1e6),
         Unit::PerSecond => format!("{value:.0} /s"),
+        Unit::Count => format!("{value:.0}"),
     }
 }
 

@@ -33,7 +33,7 @@ use crate::config::ReachKind;
 
 /// Subprotocols that a circuit exit bridge speaks and its bridge line names: congestion control,
 /// ntor-v3 and counter galois onion among them (tor-spec, "Subprotocol versioning").
-const PROTOCOLS: &str = eebt_proto::reach::DEFAULT_PROTOCOLS;
+pub(crate) const PROTOCOLS: &str = eebt_proto::reach::DEFAULT_PROTOCOLS;
 
 /// Where the Ed25519 identity is kept.
 #[derive(Deftly, PartialEq, Debug)]
@@ -155,6 +155,21 @@ impl BridgeKeys {
         ExpandedKeypair::from_secret_key_bytes(key.to_secret_key_bytes()).map(HsIdKeypair::from)
     }
 
+    /// The Ed25519 identity of a relay.
+    pub(crate) fn identity(&self) -> &RelayIdentityKeypair {
+        &self.identity
+    }
+
+    /// Its RSA identity.
+    pub(crate) fn rsa_identity(&self) -> &RelayIdentityRsaKeypair {
+        &self.rsa_identity
+    }
+
+    /// Its onion key.
+    pub(crate) fn ntor(&self) -> &RelayNtorKeypair {
+        &self.ntor
+    }
+
     /// The keys for circuit handshakes.
     pub(crate) fn ntor_keys(&self) -> RelayNtorKeys {
         RelayNtorKeys::new(self.ntor.clone())
@@ -202,7 +217,7 @@ impl BridgeKeys {
 }
 
 /// A key that is kept nowhere.
-fn new_key<K>(rng: &mut CautiousRng) -> Result<K, tor_key_forge::Error>
+pub(crate) fn new_key<K>(rng: &mut CautiousRng) -> Result<K, tor_key_forge::Error>
 where
     K: ToEncodableKey,
     K::Key: Keygen,

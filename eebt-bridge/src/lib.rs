@@ -20,6 +20,7 @@ pub mod keys;
 pub mod limits;
 pub mod register;
 pub mod resolve;
+pub mod server_descriptor;
 pub mod status;
 
 pub use bridge::{ExitBridge, RunError};

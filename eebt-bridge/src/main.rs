@@ -3,10 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use eebt_bridge::config::ReachKind;
+use eebt_bridge::server_descriptor::server_descriptor;
 use eebt_bridge::{BridgeKeys, Config, ExitBridge};
 use eebt_proto::{BridgeLine, Reach};
 use eebt_tor::ConfigError;
@@ -30,6 +32,8 @@ enum Command {
     },
     /// Print the bridge line that clients need.
     Line(WithConfig),
+    /// Print the server descriptor by which C tor can be told of it (POSTDESCRIPTOR). C tor forgets it after two days.
+    Descriptor(WithConfig),
     /// Run the exit bridge. Its bridge line is printed when it serves.
     Run(WithConfig),
 }
@@ -79,7 +83,18 @@ fn run(command: Command) -> anyhow::Result<()> {
             let circuit = address.map(|address| Reach::Circuit(keys.circuit_reach(vec![address])));
             let onion = config.reach.contains(&ReachKind::Onion).then(|| Reach::Onion(keys.onion_reach()));
             let line = |reach| BridgeLine { reach, ports: config.policy.clone(), expires: config.expires };
-            print(&circuit.into_iter().chain(onion).map(line).collect::<Vec<_>>());
+            print_lines(&circuit.into_iter().chain(onion).map(line).collect::<Vec<_>>());
+            Ok(())
+        }
+        Command::Descriptor(args) => {
+            let config = args.load()?;
+            if !config.reach.contains(&ReachKind::Circuit) {
+                let problem = "has no circuit, and only circuits can be extended by C tor";
+                return Err(ConfigError::field("reach", problem).into());
+            }
+            let (address, keys) = (fixed_address(&config)?, BridgeKeys::load(&config.keys)?);
+            let text = server_descriptor(&keys, address, &config.policy, SystemTime::now())?;
+            print(&text);
             Ok(())
         }
         Command::Run(args) => serve(args.load()?),
@@ -103,15 +118,19 @@ fn serve(config: Config) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     tokio.block_on(async move {
         eebt_tor::stop_on_signal(shutdown.clone()).context("cannot handle signals")?;
-        bridge.run(runtime, shutdown, print).await?;
+        bridge.run(runtime, shutdown, print_lines).await?;
         Ok(())
     })
 }
 
-/// The one place that writes to stdout: data, bridge lines.
+fn print_lines(lines: &[BridgeLine]) {
+    lines.iter().for_each(|line| print(&format!("{line}\n")));
+}
+
+/// The one place that writes to stdout: data.
 #[allow(clippy::print_stdout)]
-fn print(lines: &[BridgeLine]) {
-    lines.iter().for_each(|line| println!("{line}"));
+fn print(text: &str) {
+    print!("{text}");
 }
 
 impl WithConfig {

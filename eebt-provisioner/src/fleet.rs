@@ -2,13 +2,12 @@
 
 use std::path::Path;
 use std::process::Child;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 
-use crate::cloud::CloudError;
-use crate::cloud::aws::Aws;
+use crate::cloud::{CloudError, Clouds};
 use crate::folder::{Folder, FolderError, StateDir};
 use crate::instance::{DRAIN, GRACE, Instance, KEPT, Provider, State, Verdict, verdict};
 use crate::ledger::{Ledger, LedgerError, Step};
@@ -26,8 +25,7 @@ pub struct Fleet {
     pub(crate) claim: Claim,
     /// Processes that we started and left to themselves: they are waited for when they have ended.
     pub(crate) children: Mutex<Vec<Child>>,
-    /// Connected to at the first use.
-    pub(crate) aws: OnceLock<Result<Aws, CloudError>>,
+    pub(crate) clouds: Clouds,
 }
 
 /// Why the fleet can't be looked at.
@@ -83,7 +81,7 @@ impl Fleet {
         let door = locks::lock(&dir.door(), DOOR_PATIENCE)?;
         let ledger = Ledger::open(&dir.ledger())?;
         let claim = Claim::new(&dir.claims())?;
-        let fleet = Self { dir, ledger, claim, children: Mutex::default(), aws: OnceLock::new() };
+        let fleet = Self { dir, ledger, claim, children: Mutex::default(), clouds: Clouds::default() };
         let mut news = fleet.reconcile(now)?;
         Claim::sweep(&fleet.dir.claims());
         // Clouds take their time. Claims are enough to keep others off.

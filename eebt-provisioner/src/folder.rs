@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::cloud::Order;
 
@@ -110,6 +111,19 @@ impl StateDir {
     pub fn clouds(&self) -> Vec<String> {
         let entries = fs::read_dir(self.0.join("clouds")).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
+    /// Notes that somebody has just seen to it that what is due is ended.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn note_reaped(&self) -> Result<(), FolderError> {
+        Self::replace_private(&self.0.join("reaped"), "")
+    }
+
+    /// When that was last so.
+    pub fn reaped(&self) -> Option<SystemTime> {
+        self.0.join("reaped").metadata().ok()?.modified().ok()
     }
 
     /// The lock that one `eebt` at a time holds while it looks at what others left.

@@ -24,8 +24,47 @@ pub const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 pub enum Provider {
     /// Processes on this machine. Costs nothing.
     Local,
-    /// EC2 Spot Instances of Amazon Web Services.
+    /// EC2 of Amazon Web Services: Spot Instances, or on demand.
     Aws,
+    /// Servers of Hetzner Cloud.
+    Hetzner,
+    /// Droplets of DigitalOcean.
+    #[value(name = "digitalocean")]
+    DigitalOcean,
+}
+
+impl Provider {
+    /// Every one, in order.
+    const ALL: [Self; 4] = [Self::Local, Self::Aws, Self::Hetzner, Self::DigitalOcean];
+
+    /// Its name in the ledger, in `--json` and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Aws => "aws",
+            Self::Hetzner => "hetzner",
+            Self::DigitalOcean => "digitalocean",
+        }
+    }
+
+    /// Does a machine that switches itself off cost nothing any more? Where it does, somebody must end it at its expiry.
+    pub fn frees_what_is_off(self) -> bool {
+        matches!(self, Self::Local | Self::Aws)
+    }
+
+    /// What a machine costs at least, however short its life.
+    pub fn least_bill(self) -> MicroUsd {
+        if self == Self::DigitalOcean { MicroUsd(10_000) } else { MicroUsd(0) }
+    }
+
+    /// Time is paid for in pieces of this, and one at least.
+    pub fn paid_by(self) -> Duration {
+        match self {
+            // And a minute at least: see `cost.rs`.
+            Self::Local | Self::Aws => Duration::from_secs(1),
+            Self::Hetzner | Self::DigitalOcean => Duration::from_secs(3600),
+        }
+    }
 }
 
 /// How far an instance has come. The first four are steps of `eebt up`, in order.
@@ -115,21 +154,15 @@ impl FromStr for State {
 
 impl fmt::Display for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Local => f.pad("local"),
-            Self::Aws => f.pad("aws"),
-        }
+        f.pad(self.as_str())
     }
 }
 
 impl FromStr for Provider {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "local" => Ok(Self::Local),
-            "aws" => Ok(Self::Aws),
-            other => Err(format!("no provider {other:?}")),
-        }
+        let mut all = Self::ALL.into_iter();
+        all.find(|provider| provider.as_str() == text).ok_or_else(|| format!("no provider {text:?}"))
     }
 }
 
@@ -180,6 +213,11 @@ impl Instance {
     /// Where its machine is.
     pub fn region(&self) -> Option<&str> {
         self.purchase.as_ref().map(|purchase| purchase.region.as_str())
+    }
+
+    /// The cloud's name for its machine, once known.
+    pub fn machine(&self) -> Option<&str> {
+        self.purchase.as_ref()?.machine.as_deref()
     }
 }
 

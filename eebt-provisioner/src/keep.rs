@@ -168,7 +168,9 @@ impl Keep {
                 }
             };
             let good = || here.iter().filter(|row| trouble(row).is_none());
-            let lasting = good().filter(|row| row.expires > now + lead).count();
+            // What became of an order is not known yet, and nobody is at work on it: nothing is to be hoped for.
+            let is_stuck = |row: &Instance| row.state.is_creating() && row.claim.is_none();
+            let lasting = good().filter(|row| row.expires > now + lead && !is_stuck(row)).count();
             let missing = kept.saturating_sub(lasting);
             if missing > 0 {
                 plan.start.insert(place.clone(), missing);

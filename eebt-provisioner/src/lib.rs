@@ -42,7 +42,7 @@ pub const CRASH_POINTS: (&[&str], &[&str]) = (
 
 /// The same for a machine in a cloud.
 #[doc(hidden)]
-pub const CLOUD_CRASH_POINTS: (&[&str], &[&str]) = (
+pub const CLOUD_CRASH_POINTS: (&[&str], &[&str], &[&str]) = (
     &[
         "planned",
         "folder",
@@ -56,6 +56,8 @@ pub const CLOUD_CRASH_POINTS: (&[&str], &[&str]) = (
         "ready",
     ],
     &["stopping", "gone", "cleared"],
+    // Where others clean up.
+    &["unwound", "order-ended", "adopted"],
 );
 
 /// Dies here as from `kill -9`, if `EEBT_CRASH_AT` names this point. In every build, so that the

@@ -91,6 +91,65 @@ impl Fleet {
         lowered
     }
 
+    /// Ends machines of clouds, in as few calls as can be; `done` is told what became of each. Those that another `eebt`
+    /// is at work on are left alone, and returned.
+    ///
+    /// # Errors
+    /// See [`LowerError`]. What was begun is finished by the next run of `eebt`.
+    pub fn lower_machines(
+        &self,
+        ids: &[String],
+        mut done: impl FnMut(&str, Result<Lowered, LowerError>),
+    ) -> Vec<String> {
+        let (mut rows, mut busy) = (Vec::new(), Vec::new());
+        for id in ids {
+            let begun = || {
+                let row = self.ledger.get(id)?.ok_or_else(|| LowerError::Unknown(id.clone()))?;
+                if row.state.is_final() {
+                    return Ok(Some(row));
+                }
+                if self.is_claimed(&row)? || !self.ledger.claim(&row, &self.claim.id)? {
+                    return Ok(None);
+                }
+                let step = Step::to(State::Stopping);
+                if let Err(error) = self.ledger.advance(id, &self.claim.id, &step, SystemTime::now()) {
+                    let _ = self.ledger.release(id, &self.claim.id);
+                    return Err(error.into());
+                }
+                Ok(Some(row))
+            };
+            match begun() {
+                Ok(Some(row)) if row.state.is_final() => done(id, Ok(Lowered::Already)),
+                Ok(Some(row)) => rows.push(row),
+                Ok(None) => busy.push(id.clone()),
+                Err(error) => done(id, Err(error)),
+            }
+        }
+        crash_point("stopping");
+        self.finish_machines(&rows, done);
+        busy
+    }
+
+    /// The rest of it, for rows of ours that are stopping.
+    fn finish_machines(&self, rows: &[Instance], mut done: impl FnMut(&str, Result<Lowered, LowerError>)) {
+        // The machines are shut down in order: their streams have as long as their units let them drain.
+        let ended = self.end_machines(&rows.iter().collect::<Vec<_>>());
+        crash_point("gone");
+        for (row, ended) in rows.iter().zip(ended) {
+            let lowered = ended.map_err(LowerError::from).and_then(|()| {
+                self.folder(&row.id).clear()?;
+                crash_point("cleared");
+                self.ledger.advance(&row.id, &self.claim.id, &Step::to(State::Ended), SystemTime::now())?;
+                Ok(Lowered::Stopped)
+            });
+            if lowered.is_err() {
+                // Whoever looks next tries again.
+                let _ = self.ledger.release(&row.id, &self.claim.id);
+            }
+            done(&row.id, lowered);
+        }
+    }
+
     fn lower_claimed(&self, row: &Instance, at_once: bool) -> Result<Lowered, LowerError> {
         let id = row.id.as_str();
         let folder = self.folder(id);
@@ -99,13 +158,9 @@ impl Fleet {
         step(Step::to(State::Stopping))?;
         crash_point("stopping");
         if row.purchase.is_some() {
-            // The machine is shut down in order: its streams have as long as its unit lets them drain.
-            self.end_machine(row)?;
-            crash_point("gone");
-            folder.clear()?;
-            crash_point("cleared");
-            step(Step::to(State::Ended))?;
-            return Ok(Lowered::Stopped);
+            let mut lowered = Ok(Lowered::Stopped);
+            self.finish_machines(std::slice::from_ref(row), |_, result| lowered = result);
+            return lowered;
         }
         // One that was never finished has no streams to wait for.
         // One that was told before (by an `eebt` that then died) is not told again.

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use eebt_provisioner::cloud::{BuyError, CloudError};
 use eebt_provisioner::fleet::{FleetError, News};
 use eebt_provisioner::raise::ReserveError;
 use eebt_provisioner::{Instance, Provider, State};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 /// A mistake in what was asked for. Names the field; exit code 2.
@@ -38,9 +38,8 @@ pub struct Hinted {
 pub struct Printer {
     quiet: bool,
     colour: bool,
-    moving: bool,
-    /// Is there a progress line to be wiped off?
-    progress: Mutex<bool>,
+    /// On a terminal only.
+    progress: ProgressBar,
 }
 
 impl Printer {
@@ -48,19 +47,21 @@ impl Printer {
         let terminal = io::stderr().is_terminal();
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Self {
-            quiet,
-            colour: terminal && !plain && !dumb,
-            moving: terminal && !dumb && !quiet,
-            progress: Mutex::new(false),
-        }
+        let moving = terminal && !dumb && !quiet;
+        let target = if moving { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let progress = ProgressBar::with_draw_target(None, target);
+        // It shows nothing before it is told what.
+        progress.finish_and_clear();
+        Self { quiet, colour: terminal && !plain && !dumb, progress }
     }
 
     /// Data, at once. A reader that has gone away (`| head`) is no error.
     pub fn data(&self, text: &str) -> io::Result<()> {
-        self.wipe();
-        let mut out = io::stdout().lock();
-        match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        let written = self.progress.suspend(|| {
+            let mut out = io::stdout().lock();
+            writeln!(out, "{text}").and_then(|()| out.flush())
+        });
+        match written {
             Err(err) if err.kind() != io::ErrorKind::BrokenPipe => Err(err),
             _ => Ok(()),
         }
@@ -78,26 +79,39 @@ impl Printer {
         }
     }
 
-    /// A line that the next one replaces; on a terminal only.
+    /// What is being done; on a terminal only, until the next one or [`wipe`](Self::wipe).
     pub fn progress(&self, text: impl fmt::Display) {
-        if self.moving {
-            self.wipe();
-            let _ = write!(io::stderr(), "{text}");
-            *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        }
+        self.draw("{spinner} {msg}", None, text);
     }
 
-    /// Takes the progress line off.
-    pub fn wipe(&self) {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::take(&mut *progress) {
-            let _ = write!(io::stderr(), "\r\x1b[2K");
+    /// The same, with how much of it is done.
+    pub fn done(&self, done: usize, of: usize, text: impl fmt::Display) {
+        self.draw("[{bar:30}] {pos} of {len} {msg}", Some((done, of)), text);
+    }
+
+    fn draw(&self, template: &str, done: Option<(usize, usize)>, text: impl fmt::Display) {
+        if self.progress.is_finished() {
+            self.progress.reset();
         }
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        self.progress.set_style(style.progress_chars("=> "));
+        if let Some((done, of)) = done {
+            self.progress.set_length(u64::try_from(of).unwrap_or(u64::MAX));
+            self.progress.set_position(u64::try_from(done).unwrap_or(u64::MAX));
+        }
+        self.progress.set_message(text.to_string());
+        self.progress.tick();
+    }
+
+    /// Takes the progress off.
+    pub fn wipe(&self) {
+        self.progress.finish_and_clear();
     }
 
     fn talk(&self, text: impl fmt::Display) {
-        self.wipe();
-        let _ = writeln!(io::stderr(), "{text}");
+        self.progress.suspend(|| {
+            let _ = writeln!(io::stderr(), "{text}");
+        });
     }
 
     fn label(&self, label: &str, ansi: &str) -> String {

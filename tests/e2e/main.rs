@@ -7,6 +7,7 @@ mod auto;
 mod bad_input;
 mod browsers;
 mod bulk;
+mod ctor;
 mod directory;
 mod fleet;
 mod leak;
@@ -25,7 +26,7 @@ mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tests::Lab;
@@ -84,8 +85,12 @@ impl Suite {
         let trial = Trial::test(name, move || {
             runtime.block_on(async {
                 let lab = lab.get_or_try_init(Lab::start).await.map_err(failed)?;
-                let once =
-                    async || tokio::time::timeout(LIMIT, case(lab)).await.map_err(failed)?.map_err(failed);
+                let once = async || {
+                    let start = Instant::now();
+                    let done = tokio::time::timeout(LIMIT, case(lab)).await;
+                    eprintln!("{:6.1} s: {named}", start.elapsed().as_secs_f32());
+                    done.map_err(failed)?.map_err(failed)
+                };
                 let Err(first) = once().await else { return Ok(()) };
                 if !second_try {
                     return Err(first);
@@ -136,6 +141,7 @@ fn main() {
     leak::cases(&mut suite);
     selftest::cases(&mut suite);
     onion::cases(&mut suite);
+    ctor::cases(&mut suite);
     directory::cases(&mut suite);
     bulk::cases(&mut suite);
     refusals::cases(&mut suite);

@@ -69,7 +69,8 @@ fn unit_cases(suite: &mut Suite) {
         for entry in std::fs::read_dir(&deploy)? {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-            if !name.ends_with(".service") || name == "eebt-client.service" {
+            let is_unit = name.ends_with(".service") || name.ends_with(".timer");
+            if !is_unit || name == "eebt-client.service" {
                 continue;
             }
             seen += 1;

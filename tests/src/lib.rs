@@ -16,6 +16,6 @@ mod process;
 pub use browser::Browser;
 pub use chromium::{Chromium, Look, Node};
 pub use dns::Dns;
-pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab, circuit_reach};
+pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab, circuit_reach, curl};
 pub use operator::Operator;
 pub use process::{Running, binary, connections_of, peers_of};

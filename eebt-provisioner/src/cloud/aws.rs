@@ -1,8 +1,9 @@
-//! The cloud `aws`: EC2 Spot Instances.
+//! The cloud `aws`: EC2, Spot Instances or on demand.
 //!
 //! One `RunInstances` for each exit bridge: its keys are in its own user-data, and its `ClientToken` answers for it alone.
+//! The same order again buys nothing twice, so that is how one finds out what became of the first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use aws_sdk_ec2::operation::create_security_group::CreateSecurityGroupError;
 use aws_sdk_ec2::types::{
     CreditSpecificationRequest, Filter, HttpTokensState, Instance, InstanceInterruptionBehavior,
     InstanceMarketOptionsRequest, InstanceMetadataEndpointState, InstanceMetadataOptionsRequest,
-    InstanceStateName, InstanceType, IpPermission, IpRange, Ipv6Range, LocationType, MarketType, Placement,
+    InstanceStateName, InstanceType, InstanceTypeInfo, IpPermission, IpRange, Ipv6Range, LocationType, MarketType, Placement,
     ResourceType, ShutdownBehavior, SpotInstanceType, SpotMarketOptions, Tag, TagSpecification,
 };
 use data_encoding::BASE64;
@@ -34,17 +35,31 @@ const DEBIAN: &str = "136693071363";
 /// The images that are looked for.
 const RELEASE: &str = "debian-13";
 
-/// Tags.
+/// Tags: `eebt:id` and so on.
+const PREFIX: &str = "eebt:";
 const FLEET: &str = "eebt:fleet";
 const ID: &str = "eebt:id";
 const ATTEMPT: &str = "eebt:attempt";
-const EXPIRES: &str = "eebt:expires";
-const COST: &str = "eebt:cost";
+/// What `ssh` listens on.
+const SSH: u16 = 22;
+/// The token was used for another order.
+const MISMATCH: &str = "IdempotentParameterMismatch";
+/// How long EC2 shows an instance that has ended.
+const PURGED: Duration = Duration::from_secs(3600);
+/// Most machines that are ended by one call.
+const BATCH: usize = 100;
 
 /// A public IPv4 address costs so much for an hour, and the 8 GB of a Debian image's disk (gp3, where it is dearest).
 const BESIDES: MicroUsd = MicroUsd(5_000 + 1_700);
 /// A GB that leaves: where it is cheapest, and at most.
 const TRAFFIC: (MicroUsd, MicroUsd) = (MicroUsd(90_000), MicroUsd(154_000));
+
+/// Quotas of EC2: what their names are in Service Quotas, and their codes.
+const SPOT_QUOTA: (&str, &str) = ("All Standard Spot Instance Requests", "L-34B43A08");
+const ON_DEMAND_QUOTA: (&str, &str) = ("Running On-Demand Standard instances", "L-1216C47A");
+/// The small types.
+const SMALL: [&str; 6] = ["t3a.nano", "t3.nano", "t3a.micro", "t3.micro", "t2.nano", "t2.micro"];
+const SMALL_ARM: [&str; 2] = ["t4g.nano", "t4g.micro"];
 
 /// How long one call may take with all its tries, and one try of it.
 const CALL: Duration = Duration::from_secs(120);
@@ -59,7 +74,7 @@ const BID: u64 = 150;
 const FIRST_REGION: &str = "us-east-1";
 
 /// EC2 with the operator's credentials, found as AWS's own tools find them.
-pub struct Aws {
+pub(super) struct Aws {
     runtime: Runtime,
     config: SdkConfig,
     clients: Mutex<HashMap<String, Client>>,
@@ -76,7 +91,7 @@ impl Aws {
     ///
     /// # Errors
     /// [`Trouble::Credentials`] where there are none.
-    pub fn connect() -> Result<Self, CloudError> {
+    pub(super) fn connect() -> Result<Self, CloudError> {
         let none = |said: String| {
             CloudError {
             cloud: "aws",
@@ -149,6 +164,23 @@ impl Aws {
         }
     }
 
+    /// How many virtual processors of small types the account may have at once, spot or on demand.
+    fn quota(&self, region: &str, is_spot: bool) -> Result<String, CloudError> {
+        let (what, code) = if is_spot { SPOT_QUOTA } else { ON_DEMAND_QUOTA };
+        let config =
+            aws_sdk_servicequotas::config::Builder::from(&self.config).region(Region::new(region.to_owned()));
+        let client = aws_sdk_servicequotas::Client::from_conf(config.build());
+        let request = client.get_service_quota().service_code("ec2").quota_code(code);
+        let answer = self.call("GetServiceQuota", region, request.send())?;
+        let most = answer.quota().and_then(|quota| quota.value()).unwrap_or_default();
+        let said = format!("{most} virtual processors at once ({what}); a t3 or t4g has 2");
+        if most >= 2.0 {
+            return Ok(said);
+        }
+        let trouble = Trouble::Quota;
+        Err(CloudError { trouble, hint: hint(trouble, "RunInstances"), ..refused("GetServiceQuota", region, &said) })
+    }
+
     /// The newest Debian image for these processors.
     fn image(&self, region: &str, arch: &str) -> Result<String, CloudError> {
         let debian_arch = if arch == "x86_64" { "amd64" } else { arch };
@@ -167,8 +199,47 @@ impl Aws {
         })
     }
 
-    /// The security group of an attempt, which lets in one port. Made where there is none.
-    fn group(&self, region: &str, port: u16, tags: &Tags) -> Result<String, CloudError> {
+    /// The zones whose default subnet has IPv6 addresses.
+    fn zones_of_ipv6(&self, region: &str) -> Result<HashSet<String>, CloudError> {
+        let request = self.client(region).describe_subnets().filters(filter("default-for-az", "true"));
+        let subnets =
+            self.call("DescribeSubnets", region, request.into_paginator().items().send().try_collect())?;
+        let with = subnets.iter().filter(|subnet| !subnet.ipv6_cidr_block_association_set().is_empty());
+        Ok(with.filter_map(|subnet| subnet.availability_zone().map(str::to_owned)).collect())
+    }
+
+    /// The prices in force, by type and zone.
+    fn spot_prices(
+        &self,
+        region: &str,
+        types: &[InstanceTypeInfo],
+    ) -> Result<HashMap<(InstanceType, String), MicroUsd>, CloudError> {
+        let mut request = self.client(region).describe_spot_price_history().product_descriptions("Linux/UNIX");
+        for kind in types.iter().filter_map(|info| info.instance_type()) {
+            request = request.instance_types(kind.clone());
+        }
+        // From now on: the price in force, once for each zone.
+        let request = request.start_time(SystemTime::now().into());
+        let prices = request.into_paginator().items().send().try_collect();
+        let prices = self.call("DescribeSpotPriceHistory", region, prices)?;
+        // The latest one counts, should there be several.
+        let mut in_force: HashMap<(InstanceType, String), (i64, MicroUsd)> = HashMap::new();
+        for price in &prices {
+            let (Some(kind), Some(zone)) = (price.instance_type(), price.availability_zone()) else {
+                continue;
+            };
+            let Some(usd) = price.spot_price().and_then(|text| text.parse().ok()) else { continue };
+            let at = price.timestamp().map_or(0, |at| at.secs());
+            let known = in_force.entry((kind.clone(), zone.to_owned())).or_insert((at, usd));
+            if at > known.0 {
+                *known = (at, usd);
+            }
+        }
+        Ok(in_force.into_iter().map(|(place, (_, price))| (place, price)).collect())
+    }
+
+    /// The security group of an attempt, which lets in these ports. Made where there is none.
+    fn group(&self, region: &str, ports: &[u16], tags: &Tags) -> Result<String, CloudError> {
         let mut groups = lock(&self.groups);
         let key = (region.to_owned(), tags.attempt.clone());
         if let Some(group) = groups.get(&key) {
@@ -196,14 +267,18 @@ impl Aws {
             Err(error) => return Err(failed("CreateSecurityGroup", region, &error)),
         };
         let group = made.ok_or_else(|| nameless("CreateSecurityGroup", region))?;
-        let anyone = IpPermission::builder()
-            .ip_protocol("tcp")
-            .from_port(port.into())
-            .to_port(port.into())
-            .ip_ranges(IpRange::builder().cidr_ip("0.0.0.0/0").build())
-            .ipv6_ranges(Ipv6Range::builder().cidr_ipv6("::/0").build());
+        let anyone = |port: &u16| {
+            IpPermission::builder()
+                .ip_protocol("tcp")
+                .from_port((*port).into())
+                .to_port((*port).into())
+                .ip_ranges(IpRange::builder().cidr_ip("0.0.0.0/0").build())
+                .ipv6_ranges(Ipv6Range::builder().cidr_ipv6("::/0").build())
+                .build()
+        };
+        let ports = Some(ports.iter().map(anyone).collect());
         let authorize =
-            client.authorize_security_group_ingress().group_id(&group).ip_permissions(anyone.build());
+            client.authorize_security_group_ingress().group_id(&group).set_ip_permissions(ports);
         match self.runtime.block_on(authorize.send()) {
             Ok(_) => {}
             Err(error) if error.code() == Some("InvalidPermission.Duplicate") => {}
@@ -228,10 +303,14 @@ impl Cloud for Aws {
             Some(image) => image.clone(),
             None => self.image(region, &query.arch)?,
         };
+        let wanted: Vec<String> = match (&query.kinds[..], query.arch.as_str()) {
+            ([], "arm64") => SMALL_ARM.map(str::to_owned).into(),
+            ([], _) => SMALL.map(str::to_owned).into(),
+            (kinds, _) => kinds.into(),
+        };
         // Types of other processors are left out here.
         // By a filter, for a name that a region does not know would fail the call.
-        let kinds =
-            query.kinds.iter().fold(Filter::builder().name("instance-type"), |all, kind| all.values(kind));
+        let kinds = wanted.iter().fold(Filter::builder().name("instance-type"), |all, kind| all.values(kind));
         let request = client
             .describe_instance_types()
             .filters(filter("processor-info.supported-architecture", &query.arch))
@@ -250,39 +329,37 @@ impl Cloud for Aws {
         let offered = request.into_paginator().items().send().try_collect();
         let offered = self.call("DescribeInstanceTypeOfferings", region, offered)?;
 
-        let mut request = client.describe_spot_price_history().product_descriptions("Linux/UNIX");
-        for kind in &query.kinds {
-            request = request.instance_types(InstanceType::from(kind.as_str()));
-        }
-        // From now on: the price in force, once for each zone.
-        let request = request.start_time(SystemTime::now().into());
-        let prices = request.into_paginator().items().send().try_collect();
-        let prices = self.call("DescribeSpotPriceHistory", region, prices)?;
-        // The latest one counts, should there be several.
-        let mut in_force: HashMap<(&InstanceType, &str), (i64, MicroUsd)> = HashMap::new();
-        for price in &prices {
-            let (Some(kind), Some(zone)) = (price.instance_type(), price.availability_zone()) else {
-                continue;
-            };
-            let Some(usd) = price.spot_price().and_then(|text| text.parse().ok()) else { continue };
-            let at = price.timestamp().map_or(0, |at| at.secs());
-            let known = in_force.entry((kind, zone)).or_insert((at, usd));
-            if at > known.0 {
-                *known = (at, usd);
-            }
-        }
+        let prices = match query.on_demand {
+            // Of types that the region does not know there are none to be asked for.
+            None if !types.is_empty() => self.spot_prices(region, &types)?,
+            _ => HashMap::new(),
+        };
+        let zones_of_ipv6 = self.zones_of_ipv6(region)?;
         let mut offers: Vec<Offer> = offered
             .iter()
             .filter(|offer| fits(offer.instance_type()))
             .filter_map(|offer| {
                 let (kind, zone) = (offer.instance_type()?, offer.location()?);
-                let (_, price) = *in_force.get(&(kind, zone))?;
-                let price = MicroUsd((price.0.saturating_mul(BID)).div_ceil(100));
-                let (kind, zone, image) = (kind.as_str().to_owned(), zone.to_owned(), image.clone());
-                Some(Offer { kind, zone, price, besides: BESIDES, image })
+                let price = match query.on_demand {
+                    Some(price) => price,
+                    None => {
+                        let in_force = prices.get(&(kind.clone(), zone.to_owned()))?;
+                        MicroUsd((in_force.0.saturating_mul(BID)).div_ceil(100))
+                    }
+                };
+                Some(Offer {
+                    kind: kind.as_str().to_owned(),
+                    zone: zone.to_owned(),
+                    price,
+                    is_spot: query.on_demand.is_none(),
+                    besides: BESIDES,
+                    traffic: traffic_price(region),
+                    has_ipv6: zones_of_ipv6.contains(zone),
+                    image: image.clone(),
+                })
             })
             .collect();
-        let place = |kind: &String| query.kinds.iter().position(|wanted| wanted == kind);
+        let place = |kind: &String| wanted.iter().position(|wanted| wanted == kind);
         offers.sort_by(|a, b| (a.price, place(&a.kind), &a.zone).cmp(&(b.price, place(&b.kind), &b.zone)));
         Ok(offers)
     }
@@ -296,23 +373,9 @@ impl Cloud for Aws {
         let best = offers.as_ref().ok().and_then(|offers| offers.first().cloned());
         let mut findings = vec![
             Finding { what: "an image of Debian", result: image },
-            Finding {
-                what: "a type that can be had",
-                result: offers.and_then(|offers| match offers.first() {
-                    Some(best) => Ok(format!(
-                        "{} types and zones; {} in {}: {} an hour",
-                        offers.len(),
-                        best.kind,
-                        best.zone,
-                        best.per_hour()
-                    )),
-                    None => Err(refused("DescribeSpotPriceHistory", region, "none of the types can be had")),
-                }),
-            },
-            Finding {
-                what: "listing machines",
-                result: self.list(region).map(|all| format!("{} of this account's are ours", all.len())),
-            },
+            Finding::best(offers, |said| refused("DescribeInstanceTypeOfferings", region, &said)),
+            Finding::ours(self.list(region)),
+            Finding { what: "how many there may be", result: self.quota(region, query.on_demand.is_none()) },
         ];
         // AWS says without doing it whether it would.
         let client = self.client(region);
@@ -356,25 +419,16 @@ impl Cloud for Aws {
         findings
     }
 
-    fn traffic_price(&self, region: &str) -> MicroUsd {
-        let is_cheap = ["us-east-", "us-west-", "ca-", "eu-"].iter().any(|begin| region.starts_with(begin));
-        if is_cheap { TRAFFIC.0 } else { TRAFFIC.1 }
-    }
-
     fn create(&self, order: &Order) -> Result<Machine, CloudError> {
         let Order { region, offer, tags, .. } = order;
-        let group = self.group(region, order.port, tags)?;
-        let expires = humantime::format_rfc3339_seconds(tags.expires).to_string();
+        let ports = if order.ssh_key.is_some() { vec![order.port, SSH] } else { vec![order.port] };
+        let group = self.group(region, &ports, tags)?;
         let marks = [ResourceType::Instance, ResourceType::Volume].map(|resource| {
-            TagSpecification::builder()
+            let named = TagSpecification::builder()
                 .resource_type(resource)
-                .tags(tag("Name", &format!("eebt-{}", tags.id)))
-                .tags(tag(FLEET, &tags.fleet))
-                .tags(tag(ID, &tags.id))
-                .tags(tag(ATTEMPT, &tags.attempt))
-                .tags(tag(EXPIRES, &expires))
-                .tags(tag(COST, &tags.cost.to_string()))
-                .build()
+                .tags(tag("Name", &format!("eebt-{}", tags.id)));
+            let tags = tags.pairs().into_iter();
+            tags.fold(named, |all, (name, value)| all.tags(tag(&format!("{PREFIX}{name}"), &value))).build()
         });
         let spot = SpotMarketOptions::builder()
             .max_price(offer.price.plain())
@@ -400,7 +454,9 @@ impl Cloud for Aws {
             // When it powers off, it is over and costs nothing.
             .instance_initiated_shutdown_behavior(ShutdownBehavior::Terminate)
             .metadata_options(metadata.build())
-            .instance_market_options(spot.build())
+            .set_instance_market_options(offer.is_spot.then(|| spot.build()))
+            .set_key_name(order.ssh_key.clone())
+            .set_ipv6_address_count(offer.has_ipv6.then_some(1))
             // A busy machine of a t type would else be billed for credits, without a limit.
             .set_credit_specification(
                 is_burstable(&offer.kind)
@@ -410,16 +466,16 @@ impl Cloud for Aws {
         let answer = match self.runtime.block_on(request.send()) {
             Ok(answer) => answer,
             // What else it depends on has changed since, such as a security group: its tag answers then.
-            Err(error) if error.code() == Some("IdempotentParameterMismatch") => {
+            Err(error) if error.code() == Some(MISMATCH) => {
                 let failed = failed("RunInstances", region, &error);
-                return self.list(region)?.into_iter().find(|machine| machine.id == tags.id).ok_or(failed);
+                return self.list(region)?.into_iter().find(|machine| machine.tags.id == tags.id).ok_or(failed);
             }
             Err(error) => return Err(failed("RunInstances", region, &error)),
         };
         let bought = answer.instances().first().and_then(machine);
         let bought = bought.ok_or_else(|| nameless("RunInstances", region))?;
         match bought.condition {
-            Condition::Alive => Ok(bought),
+            Condition::Alive | Condition::Off => Ok(bought),
             Condition::Gone => Err(CloudError {
                 cloud: "aws",
                 action: "RunInstances",
@@ -431,6 +487,24 @@ impl Cloud for Aws {
         }
     }
 
+    fn find(&self, order: &Order) -> Result<Option<Machine>, CloudError> {
+        match self.create(order) {
+            Ok(machine) => Ok(Some(machine)),
+            Err(error) => match error.trouble {
+                Trouble::Gone | Trouble::Capacity | Trouble::Quota | Trouble::Refused => Ok(None),
+                // That it is not permitted now says nothing of the first time.
+                Trouble::Permission | Trouble::Credentials | Trouble::Throttled => Err(error),
+                // It differs from the first one, for what it depends on was made anew; and what that bought is long over.
+                Trouble::Unknown
+                    if error.said.starts_with(MISMATCH) && order.tags.expires + PURGED < SystemTime::now() =>
+                {
+                    Ok(None)
+                }
+                Trouble::Unknown => Err(error),
+            },
+        }
+    }
+
     fn list(&self, region: &str) -> Result<Vec<Machine>, CloudError> {
         let request = self.client(region).describe_instances().filters(filter("tag-key", ID));
         let found =
@@ -438,9 +512,29 @@ impl Cloud for Aws {
         Ok(found.iter().flat_map(|reservation| reservation.instances()).filter_map(machine).collect())
     }
 
-    fn terminate(&self, region: &str, machine: &str) -> Result<(), CloudError> {
-        let request = self.client(region).terminate_instances().instance_ids(machine);
-        self.call("TerminateInstances", region, request.send()).map(|_| ())
+    fn describe(&self, region: &str, name: &str) -> Result<Option<Machine>, CloudError> {
+        let request = self.client(region).describe_instances().instance_ids(name);
+        let found = match self.runtime.block_on(request.send()) {
+            Ok(found) => found,
+            Err(error) if error.code() == Some("InvalidInstanceID.NotFound") => return Ok(None),
+            Err(error) => return Err(failed("DescribeInstances", region, &error)),
+        };
+        let found = found.reservations().iter().flat_map(|reservation| reservation.instances()).find_map(machine);
+        Ok(found.filter(|machine| machine.condition != Condition::Gone))
+    }
+
+    fn terminate(&self, region: &str, machines: &[String]) -> Result<(), CloudError> {
+        let end = |some: &[String]| {
+            let request = self.client(region).terminate_instances().set_instance_ids(Some(some.to_vec()));
+            self.call("TerminateInstances", region, request.send()).map(|_| ())
+        };
+        let all = machines.chunks(BATCH).map(|some| match end(some) {
+            // One of them that is not known there lets none of them end.
+            Err(error) if error.is_certain() || some.len() == 1 => Err(error),
+            Err(_) => super::each(some, |one| end(&[one.to_owned()])),
+            Ok(()) => Ok(()),
+        });
+        all.fold(Ok(()), Result::and)
     }
 
     fn tidy(&self, region: &str, fleet: &str, attempts: &Attempts<'_>) -> Result<(), FleetError> {
@@ -468,6 +562,12 @@ impl Cloud for Aws {
     }
 }
 
+/// What a GB costs that leaves this region.
+fn traffic_price(region: &str) -> MicroUsd {
+    let is_cheap = ["us-east-", "us-west-", "ca-", "eu-"].iter().any(|begin| region.starts_with(begin));
+    if is_cheap { TRAFFIC.0 } else { TRAFFIC.1 }
+}
+
 /// Does AWS bill this type's processor by credits?
 fn is_burstable(kind: &str) -> bool {
     ["t2.", "t3.", "t3a.", "t4g."].iter().any(|family| kind.starts_with(family))
@@ -483,20 +583,21 @@ fn tag(key: &str, value: &str) -> Tag {
 
 /// A machine of ours; `None` for anybody else's.
 fn machine(instance: &Instance) -> Option<Machine> {
-    let tag = |key| instance.tags().iter().find(|tag| tag.key() == Some(key)).and_then(Tag::value);
+    let tag = |name: &str| {
+        let mut tags = instance.tags().iter();
+        tags.find(|tag| tag.key().and_then(|key| key.strip_prefix(PREFIX)) == Some(name)).and_then(Tag::value)
+    };
     let condition = match instance.state()?.name()? {
         InstanceStateName::ShuttingDown | InstanceStateName::Terminated => Condition::Gone,
+        // Its disk is paid for.
+        InstanceStateName::Stopping | InstanceStateName::Stopped => Condition::Off,
         _ => Condition::Alive,
     };
     Some(Machine {
         name: instance.instance_id()?.to_owned(),
         condition,
         address: instance.public_ip_address().and_then(|ip| ip.parse::<IpAddr>().ok()),
-        fleet: tag(FLEET).unwrap_or_default().to_owned(),
-        id: tag(ID)?.to_owned(),
-        attempt: tag(ATTEMPT).unwrap_or_default().to_owned(),
-        expires: tag(EXPIRES).and_then(|text| humantime::parse_rfc3339(text).ok()),
-        cost: tag(COST).and_then(|text| text.parse().ok()).unwrap_or_default(),
+        tags: Tags::read(tag)?,
         bought: instance.launch_time().and_then(|at| SystemTime::try_from(*at).ok()),
         kind: instance.instance_type().map(|kind| kind.as_str().to_owned()).unwrap_or_default(),
         reason: instance.state_reason().and_then(|reason| reason.message()).map(str::to_owned),
@@ -565,15 +666,15 @@ fn trouble(code: &str) -> Trouble {
         | "ExpiredToken"
         | "RequestExpired" => Trouble::Credentials,
         "IdempotentInstanceTerminated" => Trouble::Gone,
-        "RequestLimitExceeded"
-        | "Throttling"
-        | "ThrottlingException"
-        | "InternalError"
+        "RequestLimitExceeded" | "Throttling" | "ThrottlingException" => Trouble::Throttled,
+        "InternalError"
         | "InternalFailure"
         | "Unavailable"
         | "ServiceUnavailable"
-        | "IdempotentParameterMismatch" => Trouble::Unknown,
+        | MISMATCH => Trouble::Unknown,
         code if code.ends_with("LimitExceeded") || code == "MaxSpotInstanceCountExceeded" => Trouble::Quota,
+        // Named by the operator.
+        "InvalidKeyPair.NotFound" | "InvalidAMIID.NotFound" => Trouble::Refused,
         // Seen too early: what was just made is not known everywhere yet.
         code if code.ends_with(".NotFound") => Trouble::Unknown,
         _ => Trouble::Refused,
@@ -582,14 +683,19 @@ fn trouble(code: &str) -> Trouble {
 
 fn hint(trouble: Trouble, action: &str) -> Option<String> {
     match trouble {
-        Trouble::Permission => Some(format!("allow ec2:{action} to whoever runs eebt; deploy/aws/iam-policy.json has all it needs")),
+        Trouble::Permission => {
+            let service = if action == "GetServiceQuota" { "servicequotas" } else { "ec2" };
+            let what = format!("allow {service}:{action} to whoever runs eebt");
+            Some(format!("{what}; deploy/aws/iam-policy.json has all it needs"))
+        }
         Trouble::Quota => Some(
-            "ask for more in Service Quotas (\"All Standard Spot Instance Requests\" counts virtual processors), or \
-             use more regions"
+            "ask for more in Service Quotas (\"All Standard Spot Instance Requests\" or \"Running On-Demand Standard \
+             instances\", both in virtual processors), or use more regions"
                 .into(),
         ),
         Trouble::Capacity => Some("name more --type or another --region".into()),
         Trouble::Credentials => Some("log in again: `aws sts get-caller-identity` must work".into()),
+        Trouble::Throttled => Some("wait a minute: the account makes more calls than it may".into()),
         Trouble::Unknown => Some("run the same command again; what was begun is taken up".into()),
         Trouble::Gone | Trouble::Refused => None,
     }
@@ -606,7 +712,7 @@ mod tests {
             ("VcpuLimitExceeded", Trouble::Quota),
             ("MaxSpotInstanceCountExceeded", Trouble::Quota),
             // "Limit exceeded", and yet no quota.
-            ("RequestLimitExceeded", Trouble::Unknown),
+            ("RequestLimitExceeded", Trouble::Throttled),
             ("UnauthorizedOperation", Trouble::Permission),
             ("IdempotentInstanceTerminated", Trouble::Gone),
             ("InvalidInstanceID.NotFound", Trouble::Unknown),

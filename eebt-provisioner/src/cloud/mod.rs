@@ -1,11 +1,15 @@
 //! Clouds: machines that cost money, bought one for each exit bridge.
 //!
-//! What may go wrong with a purchase is decided here once for all clouds: every call that buys carries a token
-//! under which the cloud buys at most once ([`Cloud::create`]), so asking again is how one finds out what became
-//! of a call whose answer was lost.
+//! What may go wrong with a purchase is decided once for all clouds, in `saga.rs`: an order is given once
+//! ([`Cloud::create`]), and what became of one whose answer was lost is found out ([`Cloud::find`]).
 
-pub mod aws;
+mod aws;
+mod coming;
 pub mod cost;
+mod digitalocean;
+mod hetzner;
+mod reconcile;
+mod rest;
 mod saga;
 pub mod user_data;
 
@@ -14,13 +18,20 @@ use std::fmt;
 use std::iter::Sum;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::OnceLock;
 use std::time::SystemTime;
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use crate::fleet::FleetError;
 use crate::instance::Provider;
-use serde::{Deserialize, Serialize};
 
-pub use saga::{BuyError, Come, Offers, Wanted};
+pub use coming::Come;
+pub use saga::{BuyError, Offers, Wanted};
+
+/// Most machines of one purchase.
+pub const MAX_COUNT: u16 = 1000;
 
 /// Money, in millionths of a US dollar: of an hour of a machine, or a sum of such.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -78,12 +89,14 @@ impl FromStr for MicroUsd {
 /// What is looked for in a region.
 #[derive(Clone, Debug)]
 pub struct Query {
-    /// What the cloud calls it, such as `t3.nano`: any of them will do.
+    /// What the cloud calls it, such as `t3.nano`: any of them will do. None: any small one.
     pub kinds: Vec<String>,
     /// Processors, as in `uname -m`: those that the program was built for.
     pub arch: String,
     /// A system image; the newest Debian if `None`.
     pub image: Option<String>,
+    /// Not spot, but for good, at this price for an hour (the cloud's API does not tell it).
+    pub on_demand: Option<MicroUsd>,
 }
 
 /// A kind of machine in a place, and what it costs.
@@ -93,10 +106,16 @@ pub struct Offer {
     pub kind: String,
     /// Where in the region: a zone, or empty where a cloud has none.
     pub zone: String,
-    /// For one hour, at most: what is bid.
+    /// For one hour, at most: what is bid where there is an auction.
     pub price: MicroUsd,
+    /// Is that a bid?
+    pub is_spot: bool,
     /// For one hour, what comes with it: a public address, a disk.
     pub besides: MicroUsd,
+    /// For a GB (10^9 bytes) that leaves it, at most.
+    pub traffic: MicroUsd,
+    /// Does it get an IPv6 address as well?
+    pub has_ipv6: bool,
     /// The system image that fits it.
     pub image: String,
 }
@@ -114,14 +133,18 @@ impl Offer {
 pub struct Order {
     /// From whom.
     pub provider: Provider,
-    /// Under this the cloud buys at most once.
+    /// Names the order, and no other one.
     pub token: String,
+    /// When it is given.
+    pub given: SystemTime,
     /// The region.
     pub region: String,
     /// What is bought.
     pub offer: Offer,
     /// The one port that is let in.
     pub port: u16,
+    /// Who may log in: the cloud's name for a key. Nobody if `None`.
+    pub ssh_key: Option<String>,
     /// What the machine is told at its first start.
     pub user_data: String,
     /// Marks of the machine.
@@ -143,6 +166,35 @@ pub struct Tags {
     pub cost: Cost,
 }
 
+/// How a tag has a time.
+const TAG_TIME: &str = "%Y%m%dT%H%M%SZ";
+
+impl Tags {
+    /// As names and values. These have letters, digits and dashes alone, for some clouds take nothing else.
+    fn pairs(&self) -> [(&'static str, String); 5] {
+        [
+            ("fleet", self.fleet.clone()),
+            ("id", self.id.clone()),
+            ("attempt", self.attempt.clone()),
+            ("expires", DateTime::<Utc>::from(self.expires).format(TAG_TIME).to_string()),
+            ("cost", self.cost.to_string()),
+        ]
+    }
+
+    /// Reads them back. `None` for a machine that is not ours; what else is missing counts as over, and as free.
+    fn read<'a>(value: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
+        let text = |name| value(name).unwrap_or_default().to_owned();
+        let expires = value("expires").and_then(|at| NaiveDateTime::parse_from_str(at, TAG_TIME).ok());
+        Some(Self {
+            id: value("id")?.to_owned(),
+            fleet: text("fleet"),
+            attempt: text("attempt"),
+            expires: expires.map_or(SystemTime::UNIX_EPOCH, |at| at.and_utc().into()),
+            cost: value("cost").and_then(|cost| cost.parse().ok()).unwrap_or_default(),
+        })
+    }
+}
+
 /// What a machine costs at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
@@ -154,7 +206,7 @@ pub struct Cost {
 
 impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}+{}", self.hour.plain(), self.traffic.plain())
+        write!(f, "{}-{}", self.hour.0, self.traffic.0)
     }
 }
 
@@ -163,8 +215,9 @@ impl FromStr for Cost {
 
     /// As it is displayed.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (hour, traffic) = text.split_once('+').ok_or("no cost")?;
-        Ok(Self { hour: hour.parse()?, traffic: traffic.parse()? })
+        let (hour, traffic) = text.split_once('-').ok_or("no cost")?;
+        let sum = |text: &str| text.parse().map(MicroUsd).map_err(|_| format!("{text:?} is no sum"));
+        Ok(Self { hour: sum(hour)?, traffic: sum(traffic)? })
     }
 }
 
@@ -173,6 +226,8 @@ impl FromStr for Cost {
 pub enum Condition {
     /// On its way, or at work.
     Alive,
+    /// Switched off, and still paid for.
+    Off,
     /// Costs nothing any more.
     Gone,
 }
@@ -186,16 +241,8 @@ pub struct Machine {
     pub condition: Condition,
     /// Where it is reached; known some seconds after the purchase.
     pub address: Option<IpAddr>,
-    /// Its tag: whose it is.
-    pub fleet: String,
-    /// Its tag: which instance it is.
-    pub id: String,
-    /// Its tag: the `eebt up` that bought it.
-    pub attempt: String,
-    /// Its tag: when it ends by itself.
-    pub expires: Option<SystemTime>,
-    /// Its tag: what it costs.
-    pub cost: Cost,
+    /// What it is known by.
+    pub tags: Tags,
     /// When it was bought.
     pub bought: Option<SystemTime>,
     /// What it is.
@@ -213,10 +260,38 @@ pub struct Finding {
     pub result: Result<String, CloudError>,
 }
 
+impl Finding {
+    /// What can be had.
+    fn best(offers: Result<Vec<Offer>, CloudError>, none: impl Fn(String) -> CloudError) -> Self {
+        let result = offers.and_then(|offers| match offers.first() {
+            None => Err(none("none of the types can be had".into())),
+            Some(best) => {
+                let place = if best.zone.is_empty() { String::new() } else { format!(" in {}", best.zone) };
+                let (count, kind, hour) = (offers.len(), &best.kind, best.per_hour());
+                Ok(format!("{count}; the cheapest is {kind}{place}, {hour} an hour"))
+            }
+        });
+        Self { what: "a type that can be had", result }
+    }
+
+    /// What there is already.
+    fn ours(machines: Result<Vec<Machine>, CloudError>) -> Self {
+        let result = machines.map(|all| format!("{} of this account's are ours", all.len()));
+        Self { what: "listing machines", result }
+    }
+}
+
+/// Does it to each, also after one has failed; says of the first that has.
+fn each(machines: &[String], one: impl Fn(&str) -> Result<(), CloudError>) -> Result<(), CloudError> {
+    machines.iter().map(|machine| one(machine)).fold(Ok(()), Result::and)
+}
+
 /// The attempts that are under way now.
 pub type Attempts<'a> = dyn Fn() -> Result<HashSet<String>, FleetError> + 'a;
 
 /// What a cloud can do. All of it may block, and may be called from several threads.
+///
+/// `tests/cloud/contract.rs` holds every cloud to it.
 pub trait Cloud: Send + Sync {
     /// The regions that the account may use.
     ///
@@ -234,15 +309,18 @@ pub trait Cloud: Send + Sync {
     /// and changes nothing.
     fn examine(&self, region: &str, query: &Query) -> Vec<Finding>;
 
-    /// What a GB (10^9 bytes) costs that leaves a machine there, at most.
-    fn traffic_price(&self, region: &str) -> MicroUsd;
-
-    /// Buys one machine, or says which one was bought with this token before. An order whose token has bought a machine
-    /// that is gone by now gives [`Trouble::Gone`].
+    /// Buys one machine. An order is given once.
     ///
     /// # Errors
-    /// See [`CloudError`]. After [`Trouble::Unknown`] there may be a machine.
+    /// See [`CloudError`]. After [`Trouble::Unknown`] there may be a machine: see [`find`](Self::find).
     fn create(&self, order: &Order) -> Result<Machine, CloudError>;
+
+    /// What became of an order whose answer is not known. A machine that it finds may have been bought by asking, if the
+    /// order has bought none before; none is ever bought after `None`, and it is `None` when the machine is gone again.
+    ///
+    /// # Errors
+    /// [`Trouble::Unknown`] as long as the order may still have its effect.
+    fn find(&self, order: &Order) -> Result<Option<Machine>, CloudError>;
 
     /// The machines of a region that carry our tags, of any fleet.
     ///
@@ -250,11 +328,17 @@ pub trait Cloud: Send + Sync {
     /// See [`CloudError`].
     fn list(&self, region: &str) -> Result<Vec<Machine>, CloudError>;
 
-    /// Ends a machine. One that is gone is no error.
+    /// One machine, by the cloud's name for it; `None` if it is gone.
     ///
     /// # Errors
     /// See [`CloudError`].
-    fn terminate(&self, region: &str, machine: &str) -> Result<(), CloudError>;
+    fn describe(&self, region: &str, machine: &str) -> Result<Option<Machine>, CloudError>;
+
+    /// Ends machines. That some are gone is no error.
+    ///
+    /// # Errors
+    /// See [`CloudError`]. Some may have ended.
+    fn terminate(&self, region: &str, machines: &[String]) -> Result<(), CloudError>;
 
     /// Removes what purchases of this fleet left behind that costs nothing, where no machine uses it any more, except
     /// what belongs to `attempts` that are under way. These are asked for after all that was left behind is known, so
@@ -262,7 +346,53 @@ pub trait Cloud: Send + Sync {
     ///
     /// # Errors
     /// See [`CloudError`], and those of `attempts`.
-    fn tidy(&self, region: &str, fleet: &str, attempts: &Attempts<'_>) -> Result<(), FleetError>;
+    fn tidy(&self, region: &str, fleet: &str, attempts: &Attempts<'_>) -> Result<(), FleetError> {
+        let _ = (region, fleet, attempts);
+        Ok(())
+    }
+}
+
+/// The clouds, each connected to at its first use.
+#[derive(Default)]
+pub struct Clouds {
+    aws: OnceLock<Connection>,
+    hetzner: OnceLock<Connection>,
+    digitalocean: OnceLock<Connection>,
+}
+
+type Connection = Result<Box<dyn Cloud>, CloudError>;
+
+impl Clouds {
+    /// The cloud of this provider, with the operator's credentials for it.
+    ///
+    /// # Errors
+    /// [`Trouble::Credentials`] where there are none.
+    pub fn get(&self, provider: Provider) -> Result<&dyn Cloud, CloudError> {
+        fn connect<C: Cloud + 'static>(connect: fn() -> Result<C, CloudError>) -> Connection {
+            connect().map(|cloud| Box::new(cloud) as Box<dyn Cloud>)
+        }
+        let connection = match provider {
+            Provider::Local => {
+                return Err(CloudError {
+                    cloud: "local",
+                    action: "connect",
+                    region: "this machine".into(),
+                    trouble: Trouble::Refused,
+                    said: "is no cloud".into(),
+                    hint: None,
+                });
+            }
+            Provider::Aws => self.aws.get_or_init(|| connect(aws::Aws::connect)),
+            Provider::Hetzner => self.hetzner.get_or_init(|| connect(hetzner::Hetzner::connect)),
+            Provider::DigitalOcean => {
+                self.digitalocean.get_or_init(|| connect(digitalocean::DigitalOcean::connect))
+            }
+        };
+        match connection {
+            Ok(cloud) => Ok(cloud.as_ref()),
+            Err(error) => Err(error.clone()),
+        }
+    }
 }
 
 /// What kind of trouble it is.
@@ -272,6 +402,8 @@ pub enum Trouble {
     Capacity,
     /// The account may not have more.
     Quota,
+    /// Too many calls. This one was not carried out.
+    Throttled,
     /// The account may not do this.
     Permission,
     /// No credentials, or bad ones.
@@ -311,6 +443,8 @@ impl CloudError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -327,7 +461,26 @@ mod tests {
         assert_eq!(MicroUsd(1_999_999).to_string(), "2.0000 USD");
         assert_eq!(MicroUsd(3600).for_seconds(1), MicroUsd(1));
         assert_eq!(MicroUsd(3601).for_seconds(1), MicroUsd(2));
-        let cost = Cost { hour: MicroUsd(8301), traffic: MicroUsd(198_000) };
-        assert_eq!((cost.to_string().as_str(), cost.to_string().parse()), ("0.008301+0.198000", Ok(cost)));
+    }
+
+    #[test]
+    fn tags_are_read_back() {
+        let tags = Tags {
+            fleet: "0123456789abcdef".into(),
+            id: "abcd2345".into(),
+            attempt: "wxyz6789".into(),
+            expires: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+            cost: Cost { hour: MicroUsd(8301), traffic: MicroUsd(198_000) },
+        };
+        let pairs = tags.pairs();
+        assert_eq!((pairs[3].1.as_str(), pairs[4].1.as_str()), ("20270115T080000Z", "8301-198000"));
+        for (_, value) in &pairs {
+            assert!(value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'), "{value}");
+        }
+        let value = |name: &str| pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
+        assert_eq!(Tags::read(value), Some(tags));
+        assert_eq!(Tags::read(|_| None), None);
+        let odd = Tags::read(|name| Some(if name == "id" { "x" } else { "?" })).unwrap();
+        assert_eq!((odd.expires, odd.cost), (SystemTime::UNIX_EPOCH, Cost::default()));
     }
 }

@@ -76,7 +76,8 @@ pub fn render(
     network: Option<&Path>,
     wanted: &Wanted,
 ) -> Result<String, UserDataError> {
-    let Wanted { program, ssh, traffic, .. } = wanted;
+    let Wanted { program, ssh_key, traffic, .. } = wanted;
+    let ssh = ssh_key.is_some();
     let lifetime = row.expires.duration_since(row.created).unwrap_or_default();
     let config = config.in_guest(KEYS.into(), STATE.into(), network.map(|_| NETWORK.into()));
     let config = config.carrying(*traffic, lifetime);
@@ -87,9 +88,9 @@ pub fn render(
         .replace("@EXPIRES@", &calendar(row.expires))
         .replace("@EXPIRES_SECONDS@", &seconds(row.expires).to_string())
         .replace("@LIFETIME@", &lifetime.as_secs().to_string())
-        .replace("@PORTS_IN@", &if *ssh { format!("22, {port}") } else { port.to_string() })
+        .replace("@PORTS_IN@", &if ssh { format!("22, {port}") } else { port.to_string() })
         .replace("@PORT@", &port.to_string())
-        .replace("@SSH@", if *ssh { "#" } else { "" })
+        .replace("@SSH@", if ssh { "#" } else { "" })
         .replace("@SHA256@", &program.sha256)
         .replace("@URL@", &program.url)
         .replace("@STATUS@", &row.status.to_string())
@@ -140,7 +141,7 @@ mod tests {
     use crate::local::{Reach, Settings};
     use std::process::Command;
 
-    fn script(ssh: bool, network: Option<&Path>) -> Result<String, UserDataError> {
+    fn script(ssh_key: Option<&str>, network: Option<&Path>) -> Result<String, UserDataError> {
         let dir = tempfile::tempdir().unwrap();
         let folder = StateDir::open(dir.path()).unwrap().instance("x");
         folder.create().unwrap();
@@ -161,14 +162,14 @@ mod tests {
         let wanted = Wanted {
             provider: Provider::Aws,
             regions: Vec::new(),
-            query: Query { kinds: Vec::new(), arch: String::new(), image: None },
+            query: Query { kinds: Vec::new(), arch: String::new(), image: None, on_demand: None },
             count: 1,
             max_count: 1,
             max_spend: MicroUsd(0),
             traffic: 2_000_000_000,
             max_price: None,
             program,
-            ssh,
+            ssh_key: ssh_key.map(str::to_owned),
             settings,
         };
         let config = BridgeConfig::new(&row, &folder, &wanted.settings);
@@ -177,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_script_is_whole() {
-        let text = script(false, None).unwrap();
+        let text = script(None, None).unwrap();
         assert!(text.contains("OnCalendar=1970-01-01 00:16:40 UTC\n"), "{text}");
         assert!(text.contains("tcp dport { 34567 } accept"), "{text}");
         assert!(text.contains("\nsystemctl disable --now --quiet ssh"), "{text}");
@@ -187,12 +188,12 @@ mod tests {
         assert!(!left.is_match(&text), "{text}");
         let checked = Command::new("sh").args(["-n", "-c", &text]).status().unwrap();
         assert!(checked.success(), "{text}");
-        assert!(script(true, None).unwrap().contains("tcp dport { 22, 34567 } accept"));
+        assert!(script(Some("mine"), None).unwrap().contains("tcp dport { 22, 34567 } accept"));
     }
 
     #[test]
     fn its_configuration_is_the_one_of_a_guest() {
-        let text = script(false, None).unwrap();
+        let text = script(None, None).unwrap();
         let config = text.split("bridge.toml <<'END'\n").nth(1).unwrap().lines().next().unwrap();
         let config = String::from_utf8(BASE64.decode(config.as_bytes()).unwrap()).unwrap();
         for line in ["keys = \"/var/lib/eebt-bridge/keys\"", "listen = \"0.0.0.0:34567\"", "drain = \"10s\""]
@@ -209,12 +210,58 @@ mod tests {
         assert!(!config.contains("egress_address") && !config.contains("\naddress"), "{config}");
     }
 
+    /// The program that was meant, as far as these tests go.
+    const RIGHT: &str = "the right one";
+
+    /// Runs the part of the script that gets the program, where `there` is in the image and `fetched` at the URL. Returns
+    /// what is there in the end; `None` if the machine would end.
+    fn program_after(there: Option<&str>, fetched: Option<&str>) -> Option<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let url = if fetched.is_some() { "https://example.org/eebt-bridge" } else { "" };
+        let text = include_str!("../../../deploy/cloud-init/user-data.sh");
+        let part = text.split("# The program:").nth(1).unwrap().split("phase \"program is there\"").next().unwrap();
+        let sum = data_encoding::HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest(RIGHT));
+        let part = part.replace("/usr/local/bin/eebt-bridge", &path("program"));
+        let part = part.replace("@SHA256@", &sum).replace("@URL@", url);
+        if let Some(there) = there {
+            fs::write(path("program"), there).unwrap();
+        }
+        // It is asked for nothing but HTTPS, and puts there what the web has.
+        let curl = format!(
+            "#!/bin/sh\ncase \"$*\" in *\"--proto =https\"*https://example.org/eebt-bridge) ;; *) exit 1;; esac\n\
+             printf %s '{}' > {}\n",
+            fetched.unwrap_or_default(),
+            path("program.new"),
+        );
+        fs::write(path("curl"), curl).unwrap();
+        fs::set_permissions(path("curl"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let script = format!("set -eu\nphase() {{ :; }}\n# {part}");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).env("PATH", format!("{}:/usr/bin:/bin", dir.path().display()));
+        let is_done = command.status().unwrap().success();
+        is_done.then(|| fs::read_to_string(path("program")).unwrap())
+    }
+
+    #[test]
+    fn a_machine_runs_the_program_that_was_meant_or_none() {
+        let right = RIGHT;
+        assert_eq!(program_after(Some(right), None).as_deref(), Some(right), "it is in the image");
+        assert_eq!(program_after(Some(right), Some("other")).as_deref(), Some(right), "nothing is fetched then");
+        assert_eq!(program_after(None, Some(right)).as_deref(), Some(right), "it is fetched");
+        assert_eq!(program_after(Some("old"), Some(right)).as_deref(), Some(right), "an old one is replaced");
+        assert_eq!(program_after(None, Some("other")), None, "another one is not run");
+        assert_eq!(program_after(Some("old"), Some("other")), None);
+        assert_eq!(program_after(Some("old"), None), None, "there is nowhere to get it from");
+        assert_eq!(program_after(None, None), None);
+    }
+
     #[test]
     fn what_no_cloud_takes_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("network.toml");
         fs::write(&file, "x".repeat(MAX_LEN)).unwrap();
-        assert!(matches!(script(false, Some(&file)), Err(UserDataError::TooLong(_))));
+        assert!(matches!(script(None, Some(&file)), Err(UserDataError::TooLong(_))));
         for url in ["http://example.org/x", "https://example.org/' x", "file:///etc/passwd"] {
             assert!(Program::new(url, &"0a".repeat(32)).unwrap_err().contains("--program-url"), "{url}");
         }

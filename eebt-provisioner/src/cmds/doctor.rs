@@ -5,7 +5,6 @@ use eebt_provisioner::cloud::Query;
 use eebt_provisioner::instance::Provider;
 use serde_json::json;
 
-use super::make::usual_kinds;
 use crate::print::{Hinted, Printer, Usage};
 
 #[derive(clap::Args)]
@@ -27,7 +26,7 @@ pub struct Args {
 impl Args {
     pub fn run(self, fleet: &Fleet, printer: &Printer) -> anyhow::Result<()> {
         if self.provider == Provider::Local {
-            return Err(Usage::new("PROVIDER: local is no cloud", "`eebt doctor aws` looks at AWS").into());
+            return Err(Usage::new("PROVIDER: local is no cloud", "`eebt help doctor` lists the clouds").into());
         }
         printer.progress("asking ...");
         let cloud = fleet.cloud(self.provider)?;
@@ -36,8 +35,7 @@ impl Args {
         if !self.json {
             printer.data(&format!("ok    credentials, and {} regions: {}", known.len(), known.join(", ")))?;
         }
-        let kinds = usual_kinds(self.provider, &self.arch).iter().map(|kind| (*kind).to_owned()).collect();
-        let query = Query { kinds, arch: self.arch.clone(), image: None };
+        let query = Query { kinds: Vec::new(), arch: self.arch.clone(), image: None, on_demand: None };
         let (mut wrong, mut all, mut hint) = (0, Vec::new(), None);
         for region in &self.region {
             if !known.contains(region) {
@@ -71,8 +69,6 @@ impl Args {
         }
         if self.json {
             printer.json(&json!({ "regions": known, "findings": all }))?;
-        } else {
-            printer.say("not looked at: how many machines the account may have (Service Quotas, \"All Standard Spot Instance Requests\")");
         }
         if wrong == 0 {
             return Ok(());

@@ -1,13 +1,13 @@
 //! `eebt down`
 
-use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::Context;
 use eebt_provisioner::lower::{LowerError, Lowered};
 use eebt_provisioner::report::Report;
-use eebt_provisioner::{Fleet, Instance, locks};
+use eebt_provisioner::{Fleet, Instance, causes, locks};
 use serde_json::json;
 
 use super::named;
@@ -40,14 +40,7 @@ fn all(fleet: &Fleet, printer: &Printer) -> anyhow::Result<Vec<Instance>> {
         }
         .into());
     }
-    let live = fleet.ledger().live()?;
-    let known: BTreeSet<String> =
-        live.iter().filter(|row| row.purchase.is_some()).map(|row| row.provider.to_string()).collect();
     for provider in fleet.dir().clouds() {
-        // Where the ledger knows some, it was not lost.
-        if known.contains(&provider) {
-            continue;
-        }
         let Ok(provider) = provider.parse() else { continue };
         printer.progress(format_args!("looking through all regions of {provider} ..."));
         let news = fleet.sweep(provider, SystemTime::now());
@@ -55,6 +48,55 @@ fn all(fleet: &Fleet, printer: &Printer) -> anyhow::Result<Vec<Instance>> {
         news?.iter().for_each(|news| printer.news(news));
     }
     Ok(fleet.ledger().live()?)
+}
+
+/// Ends these and tells of each. Returns those that are not down, and why.
+pub(super) fn end(
+    fleet: &Fleet,
+    printer: &Printer,
+    rows: &[Instance],
+    at_once: bool,
+) -> Vec<(String, LowerError)> {
+    let (failed, over): (Mutex<Vec<(String, LowerError)>>, _) = (Mutex::default(), AtomicUsize::new(0));
+    let show = |over: usize| printer.done(over, rows.len(), "down; streams may finish first");
+    let tell = |id: &str, result: Result<Lowered, LowerError>| {
+        match result {
+            Ok(Lowered::Stopped) => printer.say(format_args!("{id} is down")),
+            Ok(Lowered::ByOther) => printer.say(format_args!("{id} was taken down by another eebt")),
+            Ok(Lowered::Already) => printer.say(format_args!("{id} was down already")),
+            Err(error) => failed.lock().unwrap_or_else(PoisonError::into_inner).push((id.to_owned(), error)),
+        }
+        show(over.fetch_add(1, Ordering::Relaxed) + 1);
+    };
+    show(0);
+    std::thread::scope(|scope| {
+        let tell = &tell;
+        let one_by_one = |id: String| {
+            scope.spawn(move || tell(&id, fleet.lower(&id, at_once)));
+        };
+        let (machines, local): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.purchase.is_some());
+        local.iter().for_each(|row| one_by_one(row.id.clone()));
+        let machines: Vec<String> = machines.into_iter().map(|row| row.id.clone()).collect();
+        fleet.lower_machines(&machines, tell).into_iter().for_each(one_by_one);
+    });
+    printer.wipe();
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for (id, error) in &failed {
+        printer.failed(format_args!("{id}: {}", causes(error)));
+    }
+    failed
+}
+
+/// Says how many are not down, if any.
+pub(super) fn check(failed: &[(String, LowerError)], of: usize) -> anyhow::Result<()> {
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(Hinted {
+        message: format!("{} of {of} instances are not down", failed.len()),
+        hint: Some("run the same command again; what was begun is taken up".into()),
+    }
+    .into())
 }
 
 impl Args {
@@ -70,49 +112,24 @@ impl Args {
         if rows.is_empty() {
             printer.say("no exit bridges to end");
         }
-
-        let results: Mutex<Vec<(String, Result<Lowered, LowerError>)>> = Mutex::default();
-        std::thread::scope(|scope| {
-            printer.progress(format_args!("waiting for the streams of {} exit bridges ...", rows.len()));
-            for row in &rows {
-                scope.spawn(|| {
-                    let result = fleet.lower(&row.id, self.now);
-                    if let Ok(lowered) = &result {
-                        let how = match lowered {
-                            Lowered::Stopped => "is down",
-                            Lowered::ByOther => "was taken down by another eebt",
-                            Lowered::Already => "was down already",
-                        };
-                        printer.say(format_args!("{} {how}", row.id));
-                    }
-                    results.lock().unwrap_or_else(PoisonError::into_inner).push((row.id.clone(), result));
-                });
+        let mut failed = end(fleet, printer, &rows, self.now);
+        // What another `eebt` has begun meanwhile is meant as well.
+        while self.all && failed.is_empty() {
+            let more = fleet.ledger().live()?;
+            if more.is_empty() {
+                break;
             }
-        });
-
-        printer.wipe();
-        let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let mut failed = Vec::new();
-        for (id, result) in results {
-            if let Err(err) = result {
-                let err = format!("{:#}", anyhow::Error::from(err));
-                printer.failed(format_args!("{id}: {err}"));
-                failed.push(json!({ "id": id, "error": err }));
-            }
+            failed = end(fleet, printer, &more, self.now);
+            rows.extend(more);
         }
         if self.json {
             let after: Vec<Instance> =
                 rows.iter().map(|row| named(fleet, &row.id)).collect::<Result<_, _>>()?;
             let views: Vec<View> = after.iter().map(View::from).collect();
+            let failed: Vec<_> =
+                failed.iter().map(|(id, error)| json!({ "id": id, "error": causes(error) })).collect();
             printer.json(&json!({ "instances": views, "failed": failed })).context("can't print")?;
         }
-        if failed.is_empty() {
-            return Ok(());
-        }
-        Err(Hinted {
-            message: format!("{} of {} instances are not down", failed.len(), rows.len()),
-            hint: Some("run the same command again; what was begun is taken up".into()),
-        }
-        .into())
+        check(&failed, rows.len())
     }
 }

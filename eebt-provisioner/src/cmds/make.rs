@@ -12,7 +12,7 @@ use eebt_proto::limits::MAX_LIFETIME;
 use eebt_proto::{OnionReach, PortSet};
 use eebt_provisioner::check::Checker;
 use eebt_provisioner::cloud::user_data::Program;
-use eebt_provisioner::cloud::{Come, MicroUsd, Offers, Query, Wanted};
+use eebt_provisioner::cloud::{self, Come, MicroUsd, Offers, Query, Wanted};
 use eebt_provisioner::instance::{Instance, Provider};
 use eebt_provisioner::local::{Reach, Settings};
 use eebt_provisioner::plan::{MAX_COUNT, Request};
@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Provider::Local)]
     pub provider: Provider,
     /// How many
-    #[arg(long, short = 'n', default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_COUNT)))]
+    #[arg(long, short = 'n', default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(cloud::MAX_COUNT)))]
     pub count: u16,
     /// How long each lives, from 1m to 7d; then it ends by itself
     #[arg(long, default_value = "4h", value_name = "TIME", value_parser = lifetime)]
@@ -100,9 +100,12 @@ pub struct MachineArgs {
     /// Its SHA-256; machines run no other [default: that of the eebt-bridge here]
     #[arg(long, value_name = "HEX")]
     program_sha256: Option<String>,
-    /// Let people log in with ssh
-    #[arg(long)]
-    ssh: bool,
+    /// On demand and not spot, at this price for an hour, which the API of aws does not tell; with one --type
+    #[arg(long, value_name = "USD")]
+    on_demand: Option<MicroUsd>,
+    /// Let whoever has this key log in with ssh: what the cloud calls it [default: nobody]
+    #[arg(long, value_name = "NAME")]
+    ssh_key: Option<String>,
     /// Most US dollars for one machine and hour
     #[arg(long, value_name = "USD")]
     max_price: Option<MicroUsd>,
@@ -122,6 +125,10 @@ impl Args {
     pub fn check(&self) -> anyhow::Result<()> {
         self.settings()?;
         if self.provider == Provider::Local {
+            if self.count > MAX_COUNT {
+                let what = format!("--count: this machine runs {MAX_COUNT} at most");
+                return Err(Usage::new(what, "clouds have more").into());
+            }
             return Ok(());
         }
         let ours = [
@@ -179,22 +186,26 @@ impl Args {
         let mut regions = machines.region.clone();
         regions.sort();
         regions.dedup();
-        let (arch, image) = (machines.arch.clone(), machines.image.clone());
-        let kinds = match &machines.kinds[..] {
-            [] => usual_kinds(self.provider, &arch).iter().map(|kind| (*kind).to_owned()).collect(),
-            kinds => kinds.to_vec(),
-        };
+        let (arch, image, on_demand) = (machines.arch.clone(), machines.image.clone(), machines.on_demand);
+        if on_demand.is_some() && self.provider != Provider::Aws {
+            let what = format!("--on-demand: {} sells nothing else, and tells its prices", self.provider);
+            return Err(Usage::new(what, "leave it out").into());
+        }
+        if on_demand.is_some() && machines.kinds.len() != 1 {
+            let what = "--on-demand: is the price of one type";
+            return Err(Usage::new(what, "name that one with --type").into());
+        }
         Ok(Wanted {
             provider: self.provider,
             regions,
-            query: Query { kinds, arch, image },
+            query: Query { kinds: machines.kinds.clone(), arch, image, on_demand },
             count: self.count,
             max_count: machines.max_count,
             max_spend: machines.max_spend,
             traffic: machines.traffic,
             max_price: machines.max_price,
             program,
-            ssh: machines.ssh,
+            ssh_key: machines.ssh_key.clone(),
             settings,
         })
     }
@@ -217,15 +228,6 @@ impl Args {
     /// What checks exit bridges.
     pub fn client(&self) -> anyhow::Result<PathBuf> {
         program("eebt-client", "--client-binary", self.client_binary.as_ref())
-    }
-}
-
-/// The small machines of a cloud.
-pub fn usual_kinds(provider: Provider, arch: &str) -> &'static [&'static str] {
-    match (provider, arch) {
-        (Provider::Local, _) => &[],
-        (Provider::Aws, "arm64") => &["t4g.nano", "t4g.micro"],
-        (Provider::Aws, _) => &["t3a.nano", "t3.nano", "t3a.micro", "t3.micro", "t2.nano", "t2.micro"],
     }
 }
 

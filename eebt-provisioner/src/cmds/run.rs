@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use eebt_provisioner::Fleet;
 use eebt_provisioner::block_list::Source;
-use eebt_provisioner::cloud::BuyError;
+use eebt_provisioner::cloud::{self, BuyError};
 use eebt_provisioner::cloud::cost::SPENDING_TIME;
 use eebt_provisioner::instance::{Instance, Provider};
 use eebt_provisioner::keep::{Keep, MEASURED, Measured, Plan, Quiet, Rotation, Why};
@@ -190,7 +190,8 @@ impl Args {
     ) -> anyhow::Result<()> {
         let now = SystemTime::now();
         let expires = || keep.expiry(now, rand::random());
-        let count = u16::try_from(count).unwrap_or(u16::MAX).min(MAX_COUNT);
+        let most = if self.make.provider == Provider::Local { MAX_COUNT } else { cloud::MAX_COUNT };
+        let count = u16::try_from(count).unwrap_or(u16::MAX).min(most);
         if self.make.provider == Provider::Local {
             let settings = self.make.settings()?;
             let request = Request { count, ..self.make.request() };

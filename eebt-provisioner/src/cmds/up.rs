@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, IsTerminal};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,11 +12,12 @@ use eebt_provisioner::check::Checker;
 use eebt_provisioner::cloud::{Come, MicroUsd, Offers, Wanted};
 use eebt_provisioner::instance::{Instance, Provider, expiry};
 use eebt_provisioner::raise::{self, Failed, ReserveError};
-use eebt_provisioner::{Fleet, causes};
+use eebt_provisioner::ledger::LedgerError;
+use eebt_provisioner::{Fleet, causes, locks};
 use serde_json::json;
 
 use super::make::{self, How, Patience, make};
-use super::named;
+use super::{down, named};
 use crate::print::{Hinted, Printer, Usage, View, rfc3339};
 
 #[derive(clap::Args)]
@@ -32,10 +33,20 @@ pub struct Args {
     /// Do not ask before buying (the provider local costs nothing and never asks)
     #[arg(long, short)]
     yes: bool,
+    /// Where machines are billed until somebody deletes them (hetzner, digitalocean): leave that to an `eebt run`, or to
+    /// deploy/eebt-reap.timer, instead of keeping watch until they have ended
+    #[arg(long)]
+    detach: bool,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
 }
+
+/// How often machines are looked at that are kept watch over, and when they are due.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+const LOOK_WHEN_DUE: Duration = Duration::from_secs(5);
+/// How long after `eebt gc --due` it is believed that it comes again.
+const REAPED: Duration = Duration::from_secs(15 * 60);
 
 impl Args {
     /// Finds the mistakes that need no fleet to be seen.
@@ -75,6 +86,7 @@ impl Args {
     }
 
     fn buy(&self, fleet: &Fleet, printer: &Printer, interrupted: &AtomicBool) -> anyhow::Result<()> {
+        self.check_detached(fleet)?;
         let wanted = self.make.wanted()?;
         printer.progress("asking what can be had ...");
         let offers = fleet.offers(&wanted)?;
@@ -100,7 +112,79 @@ impl Args {
         // Money may have been spent while somebody thought about it.
         let (rows, _) = reserve(false)?;
         let how = How::Cloud(&wanted, &offers);
-        self.make_all(fleet, printer, &rows, &how, checker.as_ref(), interrupted)
+        let made = self.make_all(fleet, printer, &rows, &how, checker.as_ref(), interrupted);
+        drop(checker);
+        if self.detach || wanted.provider.frees_what_is_off() {
+            return made;
+        }
+        let watched = self.keep_watch(fleet, printer, &rows, interrupted);
+        made.and(watched)
+    }
+
+    /// Stays until these machines have ended: they switch themselves off, and are billed all the same until they are
+    /// deleted.
+    fn keep_watch(
+        &self,
+        fleet: &Fleet,
+        printer: &Printer,
+        rows: &[Instance],
+        interrupted: &AtomicBool,
+    ) -> anyhow::Result<()> {
+        let live = || -> Result<Vec<Instance>, LedgerError> {
+            let mut live = Vec::new();
+            for row in rows {
+                live.extend(fleet.ledger().get(&row.id)?.filter(|row| !row.state.is_final()));
+            }
+            Ok(live)
+        };
+        let (mut looked, mut has_said) = (Instant::now(), false);
+        loop {
+            let live = match live() {
+                Ok(live) => live,
+                // It may work the next time, and nobody else sees to these machines.
+                Err(error) => {
+                    printer.failed(causes(&error));
+                    std::thread::sleep(LOOK_WHEN_DUE);
+                    continue;
+                }
+            };
+            if live.is_empty() {
+                return Ok(());
+            }
+            if !std::mem::replace(&mut has_said, true) {
+                printer.say(format_args!(
+                    "keeping watch until they have ended, for {} bills machines until they are deleted; Ctrl-C ends them now",
+                    self.make.provider
+                ));
+            }
+            if interrupted.load(Ordering::Relaxed) {
+                return down::check(&down::end(fleet, printer, &live, false), live.len());
+            }
+            let now = SystemTime::now();
+            let is_due = live.iter().any(|row| now >= row.expires);
+            if looked.elapsed() >= if is_due { LOOK_WHEN_DUE } else { LOOK_EVERY } {
+                looked = Instant::now();
+                match fleet.look(now, &[]) {
+                    Ok(news) => news.iter().for_each(|news| printer.news(news)),
+                    Err(error) => printer.failed(causes(&error)),
+                }
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Sees whether somebody ends these machines when they are due, if this command does not stay for it.
+    fn check_detached(&self, fleet: &Fleet) -> anyhow::Result<()> {
+        if !self.detach || self.make.provider.frees_what_is_off() {
+            return Ok(());
+        }
+        let is_recent = |at: SystemTime| at.elapsed().is_ok_and(|age| age < REAPED);
+        if fleet.dir().reaped().is_some_and(is_recent) || locks::is_held(&fleet.dir().run_lock())? {
+            return Ok(());
+        }
+        let what = format!("--detach: nothing would end the machines when they are due, and {} bills on", self.make.provider);
+        let hint = "leave it out, and this command stays; or enable deploy/eebt-reap.timer, or start `eebt run`, first";
+        Err(Usage::new(what, hint).into())
     }
 
     fn make_all(
@@ -119,8 +203,7 @@ impl Args {
             let (sender, made) = mpsc::channel();
             scope.spawn(move || make(fleet, rows, how, patience, interrupted, &sender));
             loop {
-                let (done, after) = (good.len(), start.elapsed().as_secs());
-                printer.progress(format_args!("{done} of {} ready after {after}s ...", rows.len()));
+                printer.done(good.len(), rows.len(), format_args!("ready after {}s", start.elapsed().as_secs()));
                 match made.recv_timeout(Duration::from_secs(1)) {
                     Ok((row, Ok(Come { line, serves }))) => {
                         if !self.json {

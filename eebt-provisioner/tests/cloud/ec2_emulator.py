@@ -7,6 +7,10 @@ Besides EC2 it answers, for the tests alone:
   POST /_test/faults  {"action", "skip", "times", "fault"}   the next calls of this action, after `skip` of them
   POST /_test/lag     {"calls"}                 new instances are missing from this many lists each
   POST /_test/interrupt  {"id"}                 the cloud takes a spot instance back
+  POST /_test/vanish  {"id"}                    it ended so long ago that EC2 knows it no more
+  POST /_test/ipv6    {"region"}                its subnets have IPv6 addresses from now on
+  POST /_test/quota   {"processors"}            so many virtual processors the account may have at once
+  POST /_test/count   how many instances are alive, and how many calls there were
   GET  /_test/state   instances, security groups and the calls so far
 
 With EC2_GUEST, a command that boots guests (`tests/guest/guest run ...`), it gives that each machine's name, address and user-data,
@@ -59,6 +63,8 @@ class Emulator:
         self.lock = threading.RLock()
         self.tokens = {}  # (region, token) -> (parameters, status, body, instance ids)
         self.faults = []
+        self.faulted = Counter()  # action -> how many of its calls met a fault
+        self.processors = 32.0  # the quota
         self.lag = 0
         self.hidden = {}  # instance id -> lists it is still missing from
         self.calls = []
@@ -84,6 +90,8 @@ class Emulator:
         return [body]
 
     def serve(self, environ, data):
+        if environ.get("HTTP_X_AMZ_TARGET", "").endswith(".GetServiceQuota"):
+            return self.quota(environ)
         form = {name: values[0] for name, values in parse_qs(data.decode(), keep_blank_values=True).items()}
         action = form.get("Action", "")
         scope = re.search(r"Credential=[^/]+/\d+/([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
@@ -109,6 +117,13 @@ class Emulator:
             answer = self.priced(answer)
         return None if fault == "lost" else answer
 
+    def quota(self, environ):
+        action = "servicequotas:GetServiceQuota"
+        self.calls.append((action, ""))
+        if self.fault(action) == "denied":
+            return 400, b'{"__type": "AccessDeniedException", "Message": "You are not authorized."}'
+        return 200, json.dumps({"Quota": {"Value": self.processors}}).encode()
+
     def ask(self, environ, data):
         seen = {}
         environ = dict(environ, **{"wsgi.input": io.BytesIO(data), "CONTENT_LENGTH": str(len(data))})
@@ -123,6 +138,7 @@ class Emulator:
                 fault["skip"] -= 1
             elif fault["times"] != 0:
                 fault["times"] -= 1
+                self.faulted[action] += 1
                 return fault["fault"]
         return None
 
@@ -132,8 +148,11 @@ class Emulator:
             alive = [i for i in self.instances(region) if i.state not in ("terminated", "shutting-down")]
             if any(group.id == form["GroupId"] for i in alive for group in i.security_groups):
                 return error(400, "DependencyViolation", "The security group has a dependent object.")
-        if action == "TerminateInstances" and self.hidden.get(form["InstanceId.1"], 0) > 0:
+        ids = [value for name, value in form.items() if name.startswith("InstanceId.")]
+        if action == "TerminateInstances" and any(self.hidden.get(id, 0) > 0 for id in ids):
             return error(400, "InvalidInstanceID.NotFound", "The instance ID does not exist")
+        if action == "RunInstances" and form.get("KeyName", "operator") != "operator":
+            return error(400, "InvalidKeyPair.NotFound", "The key pair does not exist")
         return None
 
     def idempotent(self, region, form, environ, data):
@@ -219,15 +238,31 @@ class Emulator:
         elif what == "clear":
             self.faults.clear()
             self.calls.clear()
+            self.faulted.clear()
+            self.hidden.clear()
             self.lag = 0
         elif what == "lag":
             self.lag = given["calls"]
+        elif what == "vanish":
+            for region in self.regions:
+                reservations = ec2_backends[ACCOUNT][region].reservations
+                for reservation in reservations.values():
+                    reservation.instances = [i for i in reservation.instances if i.id != given["id"]]
+        elif what == "ipv6":
+            backend = ec2_backends[ACCOUNT][given["region"]]
+            for n, subnet in enumerate(backend.describe_subnets()):
+                backend.associate_subnet_cidr_block(subnet.id, "2001:db8:%x::/64" % n)
+        elif what == "quota":
+            self.processors = given["processors"]
         elif what == "interrupt":
             for region in self.regions:
                 for instance in self.instances(region):
                     if instance.id == given["id"]:
                         ec2_backends[ACCOUNT][region].terminate_instances([instance.id])
                         instance.state_reason.message = "Server.SpotInstanceTermination: Spot instance termination"
+        elif what == "count":
+            alive = [i for region in self.regions for i in self.instances(region) if i.state not in ("terminated", "shutting-down")]
+            return {"alive": len(alive), "calls": len(self.calls)}
         elif what != "state":
             return {"error": "no such test call"}
         machines = []
@@ -239,12 +274,16 @@ class Emulator:
                 machines.append({"id": instance.id, "region": region, "state": instance.state, "tags": tags,
                                  "user_data": user_data, "kind": instance.instance_type,
                                  "guest": self.guests[instance.id].poll() if instance.id in self.guests else None,
+                                 "ipv6": len(instance.nics[0].ipv6_addresses), "market": instance.lifecycle, "ssh_keys": [instance.key_name],
                                  "tokens": instance.metadata_options.http_tokens,
+                                 "hops": instance.metadata_options.http_put_response_hop_limit,
                                  "shutdown": instance.instance_initiated_shutdown_behavior})
             for group in ec2_backends[ACCOUNT][region].describe_security_groups():
                 if group.name.startswith("eebt-"):
-                    groups.append({"name": group.name, "region": region})
-        return {"machines": machines, "groups": groups, "calls": Counter("%s" % a for a, _ in self.calls)}
+                    ports = [int(rule.from_port) for rule in group.ingress_rules]
+                    groups.append({"name": group.name, "region": region, "ports": ports})
+        return {"machines": machines, "groups": groups, "faulted": self.faulted,
+                "calls": Counter("%s" % a for a, _ in self.calls)}
 
 
 def end(emulator):

@@ -26,7 +26,10 @@ fn main() {
     let pages: Vec<&String> =
         args.windows(2).filter(|pair| pair[0] == "--visit").map(|pair| &pair[1]).collect();
     assert!(
-        std::env::vars_os().all(|(name, _)| !name.to_string_lossy().starts_with("AWS_")),
+        std::env::vars_os().all(|(name, _)| {
+            let name = name.to_string_lossy();
+            !["AWS_", "HCLOUD_", "DIGITALOCEAN_"].iter().any(|begin| name.starts_with(begin))
+        }),
         "no credentials"
     );
     for (n, text) in std::io::stdin().lines().map_while(Result::ok).enumerate() {

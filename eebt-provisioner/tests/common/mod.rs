@@ -194,6 +194,15 @@ impl Operator {
         rows.len()
     }
 
+    /// How many rows a query counts, without an `eebt` that would see to them; 0 where there is no ledger yet.
+    pub fn count(&self, what: &str) -> usize {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let Ok(ledger) = rusqlite::Connection::open_with_flags(self.ledger(), flags) else { return 0 };
+        let sql = format!("SELECT count(*) FROM instances WHERE {what}");
+        let counted = ledger.query_row(&sql, [], |row| row.get::<_, u32>(0)).unwrap_or_default();
+        counted as usize
+    }
+
     pub fn sql(&self, sql: &str) {
         rusqlite::Connection::open(self.ledger()).unwrap().execute_batch(sql).unwrap();
     }
@@ -223,8 +232,13 @@ impl Running {
     }
 
     /// Stops it in order; what it said.
-    pub fn stop(mut self) -> String {
+    pub fn stop(self) -> String {
         self.signal(Signal::SIGTERM);
+        self.wait()
+    }
+
+    /// Waits until it ends by itself; what it said.
+    pub fn wait(mut self) -> String {
         let mut said = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         assert!(self.child.wait().unwrap().success(), "{said}");

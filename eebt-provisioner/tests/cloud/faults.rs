@@ -1,0 +1,133 @@
+//! Every fault at every call: what lives is what the ledger says.
+
+use serde_json::json;
+
+use super::{Account, run_until};
+use crate::emulator::Cloud;
+
+/// What `up --count 2` comes to with a fault that many times: its exit code, and how many are left.
+fn outcome(cloud: &Cloud, fault: &str, times: u32) -> (i32, usize) {
+    match (fault, times) {
+        // No order is given twice, but what it bought is found.
+        ("lost", _) if !cloud.has_tokens => (0, 2),
+        ("cut" | "late" | "down", 1) if !cloud.has_tokens => (1, 1),
+        (_, 1) => (0, 2),
+        _ => (1, 0),
+    }
+}
+
+/// Every fault at every call of `up`, once and for as long as it is asked.
+pub fn no_fault_makes_machines_that_the_ledger_does_not_know(cloud: &'static Cloud) {
+    let account = Account::new(cloud);
+    let cases = cloud.reads.iter().flat_map(|action| [("cut", 99), ("denied", 99)].map(|fault| (*action, fault)));
+    let mut faults = vec![
+        ("lost", 1),
+        ("lost", 99),
+        ("cut", 1),
+        ("cut", 99),
+        ("throttle", 1),
+        ("throttle", 99),
+        ("down", 99),
+        ("denied", 99),
+        ("quota", 99),
+    ];
+    if !cloud.has_tokens {
+        faults.extend([("late", 1), ("late", 99)]);
+    }
+    let writes = cloud.writes.iter().flat_map(|action| faults.iter().map(|fault| (*action, *fault)));
+    for (action, (fault, times)) in cases.chain(writes) {
+        let context = format!("{action} {fault} {times}");
+        account.emulator.fault(action, fault, times);
+        let up = account.up(&["--count", "2", "--timeout", "5s"]);
+        assert!(account.calls(action) > 0, "{context}: the call was made");
+        let (code, left) = outcome(cloud, fault, times);
+        assert_eq!(up.code, Some(code), "{context}: {}", up.err);
+        if code != 0 {
+            assert!(up.err.contains(&cloud.says(action)), "{context}: the error names the call: {}", up.err);
+        }
+        if fault == "denied" {
+            let hint = if cloud.name == "aws" { format!("ec2:{action}") } else { "hint: the token must".into() };
+            assert!(up.err.contains(&hint), "{context}: the hint names the permission: {}", up.err);
+            assert!(!up.err.contains("AbCdEf"), "{context}: {}", up.err);
+        }
+        account.emulator.clear();
+        assert_eq!(account.assert_truth(&context), left, "{context}");
+        account.end_all(&context);
+    }
+}
+
+pub fn no_fault_keeps_a_machine_that_was_to_end(cloud: &'static Cloud) {
+    let account = Account::new(cloud);
+    let mut faults = vec![("lost", 99), ("cut", 1), ("cut", 99), ("throttle", 99), ("down", 99), ("denied", 99)];
+    if !cloud.has_tokens {
+        faults.push(("locked", 99));
+    }
+    for (fault, times) in faults {
+        for action in [cloud.terminate, cloud.list] {
+            let context = format!("{action} {fault} {times}");
+            account.up(&["--count", "2"]).ok();
+            account.emulator.fault(action, fault, times);
+            let down = account.eebt(&["down", "--all"]);
+            let left = account.emulator.alive();
+            assert!(down.code != Some(0) || left.is_empty(), "{context}: it says that all are down: {left:?}");
+            account.emulator.clear();
+            account.end_all(&context);
+        }
+    }
+}
+
+pub fn no_fault_makes_gc_lose_a_machine(cloud: &'static Cloud) {
+    let account = Account::new(cloud);
+    account.up(&["--count", "2"]).ok();
+    let mut actions = vec![cloud.reads[0], cloud.list];
+    if cloud.name == "aws" {
+        actions.extend(["DescribeSecurityGroups", "DeleteSecurityGroup"]);
+    }
+    for action in actions {
+        for (fault, times) in [("lost", 1), ("cut", 99), ("throttle", 99), ("down", 99), ("denied", 99)] {
+            let context = format!("{action} {fault} {times}");
+            // One that the ledger knows is over, and one that it never heard of.
+            account.up(&[]).ok();
+            let ids: Vec<String> = account.ls().iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect();
+            let over = format!("UPDATE instances SET state = 'ended', ended = created WHERE id = '{}'", ids[0]);
+            account.op.sql(&over);
+            account.op.sql(&format!("DELETE FROM instances WHERE id = '{}'", ids[1]));
+            account.emulator.fault(action, fault, times);
+            account.gc();
+            account.emulator.clear();
+            account.gc().ok();
+            assert_eq!(account.assert_truth(&context), ids.len() - 1, "{context}");
+        }
+    }
+}
+
+/// Every fault at every call that `eebt run` makes, from the first time on and from the second: in the end there is what
+/// should be, and nothing else.
+pub fn no_fault_keeps_run_from_its_number_or_makes_it_lose_a_machine(cloud: &'static Cloud) {
+    let account = Account::new(cloud);
+    let args = ["--region", cloud.regions[0], "--count", "2", "--timeout", "5s"];
+    let prices = cloud.reads[cloud.reads.len() / 2];
+    let mut actions = vec![cloud.list, prices, cloud.create];
+    if cloud.name == "aws" {
+        actions.push("CreateSecurityGroup");
+    }
+    // Prices are asked for once for a purchase, and a group is made once.
+    let skip = |action: &str| u32::from(action == cloud.list || action == cloud.create);
+    let cases = actions.into_iter().flat_map(|action| [(action, "lost", 0), (action, "denied", skip(action))]);
+    let more = [("cut", 1), ("throttle", 0), ("quota", 1), ("down", 0)]
+        .map(|(fault, skip)| (cloud.create, fault, skip));
+    for (action, fault, skip) in cases.chain(more) {
+        let context = format!("{action} {fault} after {skip}");
+        account.emulator.test(
+            "faults",
+            &json!({ "action": action, "fault": fault, "skip": skip, "times": 2 }),
+        );
+        // With a pause after each failure.
+        let has_met = || account.emulator.state()["faulted"][action].as_u64().unwrap_or_default() > 0;
+        run_until(&account, &args, &context, || account.running() == 2 && has_met());
+        account.emulator.clear();
+        assert_eq!(account.assert_truth(&context), 2, "{context}");
+        account.end_all(&context);
+    }
+}
+
