@@ -65,6 +65,11 @@ clean:
 	$(CARGO) clean
 	rm -rf tor-patches/arti/patched
 
+# C tor with the series that lets it use exit bridges; prints where it is
+.PHONY: c-tor
+c-tor:
+	@./tor-patches/c-tor/build test
+
 # Fuzz one decoder for a minute: make fuzz TARGET=bridge_line (or descriptor,
 # directory_message, port_set, target)
 .PHONY: fuzz

@@ -404,6 +404,8 @@ mod tests {
         assert_eq!(plan(&keep(3), &[], &[], 1), (3, vec![]));
         let mut live = rows(&[9000, 9000]);
         live[1].state = State::Launched;
+        assert_eq!(plan(&keep(3), &live, &[], 1), (2, vec![]), "nobody is at work on it");
+        live[1].claim = Some("c".into());
         assert_eq!(plan(&keep(3), &live, &[], 1), (1, vec![]), "what is on its way counts");
         live[0].state = State::Stopping;
         assert_eq!(plan(&keep(3), &live, &[], 1), (2, vec![]));
@@ -430,6 +432,7 @@ mod tests {
         live.push(Instance {
             id: "x2".into(),
             state: State::Launched,
+            claim: Some("c".into()),
             expires: at(9000),
             ..row("x", State::Running)
         });

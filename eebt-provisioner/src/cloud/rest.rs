@@ -17,7 +17,7 @@ use super::{Cloud, CloudError, Condition, Machine, Offer, Order, Query, Trouble}
 /// How long one try may take.
 const TRY: Duration = Duration::from_secs(20);
 /// How often a call is tried that may be repeated, and how long after the first failure; then twice as long each time.
-const TRIES: u32 = 5;
+const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(250);
 /// Longest pause that a cloud may ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
