@@ -47,7 +47,8 @@ pub fn measure(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
             Ok(())
         };
         let count = count.to_string();
-        let mut up = vec!["up", "--provider", "aws", "--region", REGIONS, "--count", &count, "--yes", "--no-wait"];
+        let mut up =
+            vec!["up", "--provider", "aws", "--region", REGIONS, "--count", &count, "--yes", "--no-wait"];
         up.extend(["--max-count", "1000", "--max-spend", "1000000", "--timeout", "30m"]);
         step("up", &up)?;
         // One look at all of it.

@@ -121,7 +121,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     if wanted(&Figure::Fleet) && args.paths.is_empty() {
         eprintln!("== fleets in an emulated cloud");
         let plan = plan.clone();
-        report = tokio::task::spawn_blocking(move || fleet::measure(&plan, &mut report).map(|()| report)).await??;
+        report = tokio::task::spawn_blocking(move || fleet::measure(&plan, &mut report).map(|()| report))
+            .await??;
         report.write()?;
     }
     let of_a_network: Vec<Figure> = Figure::OF_A_NETWORK.into_iter().filter(wanted).collect();

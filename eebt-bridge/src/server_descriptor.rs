@@ -70,7 +70,8 @@ pub fn server_descriptor(
 
     let rsa = keys.rsa_identity();
     let fingerprint = HEXUPPER.encode(rsa.to_rsa_identity().as_bytes());
-    let groups: Vec<&str> = (0..fingerprint.len()).step_by(4).filter_map(|at| fingerprint.get(at..at + 4)).collect();
+    let groups: Vec<&str> =
+        (0..fingerprint.len()).step_by(4).filter_map(|at| fingerprint.get(at..at + 4)).collect();
     let published = humantime::format_rfc3339_seconds(published).to_string();
     let mut text = format!(
         "router Unnamed {ip} {port} 0 0\n\
@@ -132,7 +133,9 @@ mod tests {
         let text = descriptor("198.51.100.7:44321").unwrap();
         assert!(text.starts_with("router Unnamed 198.51.100.7 44321 0 0\nidentity-ed25519\n"), "{text}");
         assert!(text.ends_with("-----END SIGNATURE-----\n"), "{text}");
-        for line in ["published 2027-01-15 08:00:00\n", "\naccept *:443\n", "\nreject *:*\nrouter-sig-ed25519 "] {
+        for line in
+            ["published 2027-01-15 08:00:00\n", "\naccept *:443\n", "\nreject *:*\nrouter-sig-ed25519 "]
+        {
             assert!(text.contains(line), "{line:?}: {text}");
         }
         assert!(text.lines().all(|line| line.len() <= 200), "{text}");

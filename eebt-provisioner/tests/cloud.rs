@@ -33,28 +33,55 @@ fn main() {
     let each: [(&str, Test); 18] = [
         ("it_does_what_a_cloud_promises", it_does_what_a_cloud_promises),
         ("machines_are_bought_and_ended", machines_are_bought_and_ended),
-        ("up_killed_at_any_step_leaves_what_the_ledger_says", up_killed_at_any_step_leaves_what_the_ledger_says),
-        ("down_killed_at_any_step_is_finished_by_the_next_one", down_killed_at_any_step_is_finished_by_the_next_one),
-        ("who_is_killed_while_it_cleans_up_is_followed_by_another", who_is_killed_while_it_cleans_up_is_followed_by_another),
-        ("no_fault_makes_machines_that_the_ledger_does_not_know", no_fault_makes_machines_that_the_ledger_does_not_know),
+        (
+            "up_killed_at_any_step_leaves_what_the_ledger_says",
+            up_killed_at_any_step_leaves_what_the_ledger_says,
+        ),
+        (
+            "down_killed_at_any_step_is_finished_by_the_next_one",
+            down_killed_at_any_step_is_finished_by_the_next_one,
+        ),
+        (
+            "who_is_killed_while_it_cleans_up_is_followed_by_another",
+            who_is_killed_while_it_cleans_up_is_followed_by_another,
+        ),
+        (
+            "no_fault_makes_machines_that_the_ledger_does_not_know",
+            no_fault_makes_machines_that_the_ledger_does_not_know,
+        ),
         ("no_fault_keeps_a_machine_that_was_to_end", no_fault_keeps_a_machine_that_was_to_end),
         ("no_fault_makes_gc_lose_a_machine", no_fault_makes_gc_lose_a_machine),
         ("limits_are_kept_before_anything_is_bought", limits_are_kept_before_anything_is_bought),
         ("where_one_kind_is_sold_out_another_is_bought", where_one_kind_is_sold_out_another_is_bought),
         ("machines_that_are_gone_are_noticed", machines_that_are_gone_are_noticed),
         ("a_lost_ledger_loses_no_machine", a_lost_ledger_loses_no_machine),
-        ("run_keeps_machines_in_each_region_and_replaces_what_is_gone", run_keeps_machines_in_each_region_and_replaces_what_is_gone),
-        ("no_fault_keeps_run_from_its_number_or_makes_it_lose_a_machine", no_fault_keeps_run_from_its_number_or_makes_it_lose_a_machine),
-        ("run_killed_at_any_step_leaves_what_the_ledger_says", run_killed_at_any_step_leaves_what_the_ledger_says),
+        (
+            "run_keeps_machines_in_each_region_and_replaces_what_is_gone",
+            run_keeps_machines_in_each_region_and_replaces_what_is_gone,
+        ),
+        (
+            "no_fault_keeps_run_from_its_number_or_makes_it_lose_a_machine",
+            no_fault_keeps_run_from_its_number_or_makes_it_lose_a_machine,
+        ),
+        (
+            "run_killed_at_any_step_leaves_what_the_ledger_says",
+            run_killed_at_any_step_leaves_what_the_ledger_says,
+        ),
         ("no_secret_is_said_or_kept", no_secret_is_said_or_kept),
         ("without_credentials_one_line_says_so", without_credentials_one_line_says_so),
-        ("the_doctor_says_what_is_missing_before_anything_is_bought", the_doctor_says_what_is_missing_before_anything_is_bought),
+        (
+            "the_doctor_says_what_is_missing_before_anything_is_bought",
+            the_doctor_says_what_is_missing_before_anything_is_bought,
+        ),
     ];
     let alone: [(&str, fn()); 9] = [
         ("a_second_machine_of_one_instance_is_ended", a_second_machine_of_one_instance_is_ended),
         ("who_buys_by_the_hour_keeps_watch", who_buys_by_the_hour_keeps_watch),
         ("what_is_bought_on_demand_is_no_bid", what_is_bought_on_demand_is_no_bid),
-        ("a_machine_gets_an_ipv6_address_where_its_subnet_has_them", a_machine_gets_an_ipv6_address_where_its_subnet_has_them),
+        (
+            "a_machine_gets_an_ipv6_address_where_its_subnet_has_them",
+            a_machine_gets_an_ipv6_address_where_its_subnet_has_them,
+        ),
         ("who_may_log_in_is_let_in_and_nobody_else", who_may_log_in_is_let_in_and_nobody_else),
         ("run_spends_no_more_than_it_may", run_spends_no_more_than_it_may),
         ("credentials_of_the_tools_are_found", credentials_of_the_tools_are_found),
@@ -115,7 +142,8 @@ impl Account {
     /// `eebt up` in the cloud's first region.
     fn up_command(&self, args: &[&str]) -> Command {
         let cloud = self.cloud();
-        let mut command = self.command(&["up", "--provider", cloud.name, "--region", cloud.regions[0], "--yes"]);
+        let mut command =
+            self.command(&["up", "--provider", cloud.name, "--region", cloud.regions[0], "--yes"]);
         command.arg("--detach").args(args);
         command
     }
@@ -204,7 +232,11 @@ fn machines_are_bought_and_ended(cloud: &'static Cloud) {
     let up = account.up(&["--count", "3", "--region", cloud.regions[1], "--lifetime", "2h"]).ok();
     assert_eq!(up.lines().len(), 3, "{}", up.out);
     assert!(up.lines().iter().all(|line| line.parse::<eebt_proto::BridgeLine>().is_ok()), "{}", up.out);
-    assert!(up.err.contains(&format!("plan: 3 exit bridges by provider {}, for 0.", cloud.name)), "{}", up.err);
+    assert!(
+        up.err.contains(&format!("plan: 3 exit bridges by provider {}, for 0.", cloud.name)),
+        "{}",
+        up.err
+    );
     assert_eq!(account.assert_truth("after up"), 3);
 
     let state = account.emulator.state();
@@ -213,7 +245,11 @@ fn machines_are_bought_and_ended(cloud: &'static Cloud) {
     assert_eq!(regions, cloud.regions[..2].iter().copied().collect());
     if cloud.name == "hetzner" {
         let kind = |region| &machines.iter().find(|machine| machine["region"] == region).unwrap()["kind"];
-        assert_eq!((kind("fsn1"), kind("nbg1")), (&json!("cx23"), &json!("cx33")), "cx23 is not sold in nbg1 any more");
+        assert_eq!(
+            (kind("fsn1"), kind("nbg1")),
+            (&json!("cx23"), &json!("cx33")),
+            "cx23 is not sold in nbg1 any more"
+        );
     }
     let mut scripts = BTreeSet::new();
     for machine in machines {
@@ -231,7 +267,11 @@ fn machines_are_bought_and_ended(cloud: &'static Cloud) {
     }
     account.end_all("after down");
     account.gc().ok();
-    assert_eq!(account.emulator.state()["groups"], json!([]), "security groups go when no machine needs them");
+    assert_eq!(
+        account.emulator.state()["groups"],
+        json!([]),
+        "security groups go when no machine needs them"
+    );
 }
 
 fn up_killed_at_any_step_leaves_what_the_ledger_says(cloud: &'static Cloud) {
@@ -371,7 +411,11 @@ fn a_second_machine_of_one_instance_is_ended() {
         // `alive` of the tests does not bear two of one name: an `eebt` first.
         account.eebt(&["ls"]).ok();
         assert_eq!(account.assert_truth("after a second one was there"), 2);
-        assert_eq!(account.emulator.state()["machines"][0]["id"], machine, "the second one went, not the first");
+        assert_eq!(
+            account.emulator.state()["machines"][0]["id"],
+            machine,
+            "the second one went, not the first"
+        );
     }
 }
 
@@ -662,8 +706,11 @@ fn the_doctor_says_what_is_missing_before_anything_is_bought(cloud: &'static Clo
         account.emulator.fault(action, "denied", 99);
         let ill = doctor(&["--json"]);
         assert_eq!(ill.code, Some(1), "{action}: {}", ill.err);
-        let hint =
-            if cloud.name == "aws" { format!("hint: allow ec2:{action}") } else { "hint: the token must".into() };
+        let hint = if cloud.name == "aws" {
+            format!("hint: allow ec2:{action}")
+        } else {
+            "hint: the token must".into()
+        };
         assert!(ill.err.contains(&hint), "{action}: {}", ill.err);
         let wrong = ill.json()["findings"].as_array().unwrap().iter().filter(|f| f["ok"] == false).count();
         assert!((1..=2).contains(&wrong), "{action}: {}", ill.out);

@@ -14,46 +14,64 @@ use tokio::time::timeout;
 use crate::Suite;
 
 pub fn cases(suite: &mut Suite) {
-    suite.case("an unmodified C tor extends a circuit to an exit bridge by its server descriptor", async |lab| {
-        let origin = lab.origins.blocking_tor_exits();
-        let bridge = lab.bridge().run().await?;
-        let described =
-            Command::new(binary("eebt-bridge")).args(["descriptor", "--config"]).arg(&bridge.config).output().await?;
-        ensure!(described.status.success(), "{described:?}");
-        let descriptor = String::from_utf8(described.stdout)?;
+    suite.case(
+        "an unmodified C tor extends a circuit to an exit bridge by its server descriptor",
+        async |lab| {
+            let origin = lab.origins.blocking_tor_exits();
+            let bridge = lab.bridge().run().await?;
+            let described = Command::new(binary("eebt-bridge"))
+                .args(["descriptor", "--config"])
+                .arg(&bridge.config)
+                .output()
+                .await?;
+            ensure!(described.status.success(), "{described:?}");
+            let descriptor = String::from_utf8(described.stdout)?;
 
-        let tor = CTor::start(lab).await?;
-        let mut control = tor.control().await?;
-        // Circuits are built and streams attached by hand here.
-        control.ask("SETCONF __LeaveStreamsUnattached=1").await?;
-        control.ask("SETEVENTS STREAM CIRC").await?;
-        let posted = format!("+POSTDESCRIPTOR purpose=controller cache=no\r\n{}\r\n.", descriptor.replace('\n', "\r\n"));
-        control.ask(&posted).await?;
-        let fingerprint = descriptor.lines().find_map(|line| line.strip_prefix("fingerprint ")).context("none")?;
-        let fingerprint = fingerprint.replace(' ', "");
-        ensure!(control.ask(&format!("GETINFO desc/id/{fingerprint}")).await?.contains("platform eebt-bridge"));
+            let tor = CTor::start(lab).await?;
+            let mut control = tor.control().await?;
+            // Circuits are built and streams attached by hand here.
+            control.ask("SETCONF __LeaveStreamsUnattached=1").await?;
+            control.ask("SETEVENTS STREAM CIRC").await?;
+            let posted = format!(
+                "+POSTDESCRIPTOR purpose=controller cache=no\r\n{}\r\n.",
+                descriptor.replace('\n', "\r\n")
+            );
+            control.ask(&posted).await?;
+            let fingerprint =
+                descriptor.lines().find_map(|line| line.strip_prefix("fingerprint ")).context("none")?;
+            let fingerprint = fingerprint.replace(' ', "");
+            ensure!(
+                control
+                    .ask(&format!("GETINFO desc/id/{fingerprint}"))
+                    .await?
+                    .contains("platform eebt-bridge")
+            );
 
-        let relay = |role: Role| {
-            let mut relays = lab.net.relays().iter();
-            relays.find(|relay| relay.role == role).map(|relay| relay.rsa_identity.clone()).context("no relay")
-        };
-        // Two that are no exits: an exit bridge lets no others in.
-        let (first, second) = (relay(Role::Middle)?, relay(Role::Authority)?);
-        let extended = control.ask(&format!("EXTENDCIRCUIT 0 {first},{second},{fingerprint}")).await?;
-        let circuit = extended.split_whitespace().last().context("no circuit")?.to_owned();
-        control.event(&format!("CIRC {circuit} BUILT")).await?;
+            let relay = |role: Role| {
+                let mut relays = lab.net.relays().iter();
+                relays
+                    .find(|relay| relay.role == role)
+                    .map(|relay| relay.rsa_identity.clone())
+                    .context("no relay")
+            };
+            // Two that are no exits: an exit bridge lets no others in.
+            let (first, second) = (relay(Role::Middle)?, relay(Role::Authority)?);
+            let extended = control.ask(&format!("EXTENDCIRCUIT 0 {first},{second},{fingerprint}")).await?;
+            let circuit = extended.split_whitespace().last().context("no circuit")?.to_owned();
+            control.event(&format!("CIRC {circuit} BUILT")).await?;
 
-        let (proxy, dir) = (format!("socks5h://{}", tor.socks), lab.folder("fetch"));
-        let url = origin.url("/");
-        let fetch = tokio::spawn(async move { curl(&proxy, &url, &[], &dir).await });
-        let new = control.event(" NEW ").await?;
-        let stream = new.split_whitespace().nth(2).context("no stream")?;
-        control.ask(&format!("ATTACHSTREAM {stream} {circuit}")).await?;
-        let page = fetch.await??;
-        ensure!(page.status == 200, "{page:?}");
-        ensure!(origin.last_peer_ip() == Some(bridge.ip), "the origin saw {:?}", origin.last_peer_ip());
-        Ok(())
-    });
+            let (proxy, dir) = (format!("socks5h://{}", tor.socks), lab.folder("fetch"));
+            let url = origin.url("/");
+            let fetch = tokio::spawn(async move { curl(&proxy, &url, &[], &dir).await });
+            let new = control.event(" NEW ").await?;
+            let stream = new.split_whitespace().nth(2).context("no stream")?;
+            control.ask(&format!("ATTACHSTREAM {stream} {circuit}")).await?;
+            let page = fetch.await??;
+            ensure!(page.status == 200, "{page:?}");
+            ensure!(origin.last_peer_ip() == Some(bridge.ip), "the origin saw {:?}", origin.last_peer_ip());
+            Ok(())
+        },
+    );
 }
 
 /// A client of its own, with whole descriptors and not microdescriptors, for an unlisted relay has none of these.
@@ -76,7 +94,10 @@ impl CTor {
             .filter(|line| !ours.iter().any(|key| line.starts_with(key)))
             .map(|line| format!("{line}\n"))
             .collect();
-        torrc += &format!("DataDirectory {}\nSocksPort {socks}\nControlPort {control}\n", dir.join("data").display());
+        torrc += &format!(
+            "DataDirectory {}\nSocksPort {socks}\nControlPort {control}\n",
+            dir.join("data").display()
+        );
         torrc += "UseMicrodescriptors 0\n";
         std::fs::write(dir.join("torrc"), torrc)?;
         let mut command = Command::new("tor");
@@ -115,7 +136,9 @@ struct Control {
 impl Control {
     async fn line(&mut self) -> anyhow::Result<String> {
         let mut line = String::new();
-        let read = timeout(Duration::from_secs(30), self.stream.read_line(&mut line)).await.context("no answer")??;
+        let read = timeout(Duration::from_secs(30), self.stream.read_line(&mut line))
+            .await
+            .context("no answer")??;
         ensure!(read > 0, "the control port closed");
         Ok(line.trim_end().to_owned())
     }

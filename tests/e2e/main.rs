@@ -24,8 +24,8 @@ mod selftest;
 mod strangers;
 mod tls;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -37,6 +37,9 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Most cases of one run that may need a second try.
 const MAX_SECOND_TRIES: u32 = 2;
 
+/// How many of the slowest cases are named at the end.
+const SLOWEST: usize = 10;
+
 /// A case: what it promises, and how it is shown.
 type Cases = Vec<Trial>;
 
@@ -46,6 +49,8 @@ pub struct Suite {
     runtime: tokio::runtime::Handle,
     cases: Cases,
     second_tries: Arc<AtomicU32>,
+    /// How long each took.
+    took: Arc<Mutex<Vec<(Duration, String)>>>,
 }
 
 impl Suite {
@@ -82,13 +87,14 @@ impl Suite {
     {
         let (lab, runtime) = (Arc::clone(&self.lab), self.runtime.clone());
         let (named, second_tries) = (name.to_owned(), Arc::clone(&self.second_tries));
+        let took = Arc::clone(&self.took);
         let trial = Trial::test(name, move || {
             runtime.block_on(async {
                 let lab = lab.get_or_try_init(Lab::start).await.map_err(failed)?;
                 let once = async || {
                     let start = Instant::now();
                     let done = tokio::time::timeout(LIMIT, case(lab)).await;
-                    eprintln!("{:6.1} s: {named}", start.elapsed().as_secs_f32());
+                    took.lock().unwrap().push((start.elapsed(), named.clone()));
                     done.map_err(failed)?.map_err(failed)
                 };
                 let Err(first) = once().await else { return Ok(()) };
@@ -131,6 +137,7 @@ fn main() {
         runtime: runtime.handle().clone(),
         cases: Vec::new(),
         second_tries: Arc::default(),
+        took: Arc::default(),
     };
     page::cases(&mut suite);
     auto::cases(&mut suite);
@@ -154,6 +161,11 @@ fn main() {
     fleet::cases(&mut suite);
 
     let conclusion = libtest_mimic::run(&args, suite.cases);
+    let mut took = suite.took.lock().unwrap();
+    took.sort();
+    for (time, name) in took.iter().rev().take(SLOWEST) {
+        eprintln!("{:6.1} s: {name}", time.as_secs_f32());
+    }
     let second_tries = suite.second_tries.load(Ordering::Relaxed);
     if second_tries > 0 {
         eprintln!("{second_tries} cases failed at first (SECOND TRY above); their logs are kept");

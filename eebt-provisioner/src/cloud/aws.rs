@@ -19,8 +19,9 @@ use aws_sdk_ec2::operation::create_security_group::CreateSecurityGroupError;
 use aws_sdk_ec2::types::{
     CreditSpecificationRequest, Filter, HttpTokensState, Instance, InstanceInterruptionBehavior,
     InstanceMarketOptionsRequest, InstanceMetadataEndpointState, InstanceMetadataOptionsRequest,
-    InstanceStateName, InstanceType, InstanceTypeInfo, IpPermission, IpRange, Ipv6Range, LocationType, MarketType, Placement,
-    ResourceType, ShutdownBehavior, SpotInstanceType, SpotMarketOptions, Tag, TagSpecification,
+    InstanceStateName, InstanceType, InstanceTypeInfo, IpPermission, IpRange, Ipv6Range, LocationType,
+    MarketType, Placement, ResourceType, ShutdownBehavior, SpotInstanceType, SpotMarketOptions, Tag,
+    TagSpecification,
 };
 use data_encoding::BASE64;
 use tokio::runtime::Runtime;
@@ -178,7 +179,11 @@ impl Aws {
             return Ok(said);
         }
         let trouble = Trouble::Quota;
-        Err(CloudError { trouble, hint: hint(trouble, "RunInstances"), ..refused("GetServiceQuota", region, &said) })
+        Err(CloudError {
+            trouble,
+            hint: hint(trouble, "RunInstances"),
+            ..refused("GetServiceQuota", region, &said)
+        })
     }
 
     /// The newest Debian image for these processors.
@@ -214,7 +219,8 @@ impl Aws {
         region: &str,
         types: &[InstanceTypeInfo],
     ) -> Result<HashMap<(InstanceType, String), MicroUsd>, CloudError> {
-        let mut request = self.client(region).describe_spot_price_history().product_descriptions("Linux/UNIX");
+        let mut request =
+            self.client(region).describe_spot_price_history().product_descriptions("Linux/UNIX");
         for kind in types.iter().filter_map(|info| info.instance_type()) {
             request = request.instance_types(kind.clone());
         }
@@ -277,8 +283,7 @@ impl Aws {
                 .build()
         };
         let ports = Some(ports.iter().map(anyone).collect());
-        let authorize =
-            client.authorize_security_group_ingress().group_id(&group).set_ip_permissions(ports);
+        let authorize = client.authorize_security_group_ingress().group_id(&group).set_ip_permissions(ports);
         match self.runtime.block_on(authorize.send()) {
             Ok(_) => {}
             Err(error) if error.code() == Some("InvalidPermission.Duplicate") => {}
@@ -468,7 +473,11 @@ impl Cloud for Aws {
             // What else it depends on has changed since, such as a security group: its tag answers then.
             Err(error) if error.code() == Some(MISMATCH) => {
                 let failed = failed("RunInstances", region, &error);
-                return self.list(region)?.into_iter().find(|machine| machine.tags.id == tags.id).ok_or(failed);
+                return self
+                    .list(region)?
+                    .into_iter()
+                    .find(|machine| machine.tags.id == tags.id)
+                    .ok_or(failed);
             }
             Err(error) => return Err(failed("RunInstances", region, &error)),
         };
@@ -496,7 +505,8 @@ impl Cloud for Aws {
                 Trouble::Permission | Trouble::Credentials | Trouble::Throttled => Err(error),
                 // It differs from the first one, for what it depends on was made anew; and what that bought is long over.
                 Trouble::Unknown
-                    if error.said.starts_with(MISMATCH) && order.tags.expires + PURGED < SystemTime::now() =>
+                    if error.said.starts_with(MISMATCH)
+                        && order.tags.expires + PURGED < SystemTime::now() =>
                 {
                     Ok(None)
                 }
@@ -519,7 +529,8 @@ impl Cloud for Aws {
             Err(error) if error.code() == Some("InvalidInstanceID.NotFound") => return Ok(None),
             Err(error) => return Err(failed("DescribeInstances", region, &error)),
         };
-        let found = found.reservations().iter().flat_map(|reservation| reservation.instances()).find_map(machine);
+        let found =
+            found.reservations().iter().flat_map(|reservation| reservation.instances()).find_map(machine);
         Ok(found.filter(|machine| machine.condition != Condition::Gone))
     }
 
@@ -667,11 +678,9 @@ fn trouble(code: &str) -> Trouble {
         | "RequestExpired" => Trouble::Credentials,
         "IdempotentInstanceTerminated" => Trouble::Gone,
         "RequestLimitExceeded" | "Throttling" | "ThrottlingException" => Trouble::Throttled,
-        "InternalError"
-        | "InternalFailure"
-        | "Unavailable"
-        | "ServiceUnavailable"
-        | MISMATCH => Trouble::Unknown,
+        "InternalError" | "InternalFailure" | "Unavailable" | "ServiceUnavailable" | MISMATCH => {
+            Trouble::Unknown
+        }
         code if code.ends_with("LimitExceeded") || code == "MaxSpotInstanceCountExceeded" => Trouble::Quota,
         // Named by the operator.
         "InvalidKeyPair.NotFound" | "InvalidAMIID.NotFound" => Trouble::Refused,

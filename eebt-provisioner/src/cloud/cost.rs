@@ -48,7 +48,11 @@ fn traffic_until(row: &Instance, purchase: &Purchase, at: SystemTime, now: Syste
 
 /// How long its machine ran, or will at most.
 pub fn lived(row: &Instance, now: SystemTime) -> Duration {
-    if is_bought(row) { ends(row, now).duration_since(row.created).unwrap_or_default() } else { Duration::ZERO }
+    if is_bought(row) {
+        ends(row, now).duration_since(row.created).unwrap_or_default()
+    } else {
+        Duration::ZERO
+    }
 }
 
 /// When it ended, or will: where that takes somebody, and nobody came, not before now.
@@ -63,7 +67,9 @@ fn paid_until(row: &Instance, now: SystemTime) -> SystemTime {
 
 /// What all that live cost in an hour, traffic included, as it is at most.
 pub fn rate(row: &Instance) -> MicroUsd {
-    let Some(purchase) = row.purchase.as_ref().filter(|_| row.ended.is_none()) else { return MicroUsd::default() };
+    let Some(purchase) = row.purchase.as_ref().filter(|_| row.ended.is_none()) else {
+        return MicroUsd::default();
+    };
     let life = row.expires.duration_since(row.created).unwrap_or_default().as_secs().max(1);
     let traffic = u128::from(purchase.traffic.0) * 3600 / u128::from(life);
     MicroUsd(purchase.price.0.saturating_add(u64::try_from(traffic).unwrap_or(u64::MAX)))
@@ -78,8 +84,8 @@ fn is_bought(row: &Instance) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::instance::{Provider, State};
     use crate::instance::tests::{at, row};
+    use crate::instance::{Provider, State};
 
     fn bought(token: Option<&str>, ended: Option<u64>) -> Instance {
         Instance {

@@ -46,8 +46,9 @@ impl DigitalOcean {
         let named = ["DIGITALOCEAN_ACCESS_TOKEN", "DIGITALOCEAN_TOKEN"];
         let token = match named.iter().find_map(|name| env::var(name).ok()) {
             Some(token) => token,
-            None => token_of_the_tool()
-                .map_err(|said| no_credentials(CLOUD, said, hint(Trouble::Credentials).unwrap_or_default()))?,
+            None => token_of_the_tool().map_err(|said| {
+                no_credentials(CLOUD, said, hint(Trouble::Credentials).unwrap_or_default())
+            })?,
         };
         let base = env::var("DIGITALOCEAN_API_URL").unwrap_or_else(|_| BASE.to_owned());
         let access = Access { base, base_from: "DIGITALOCEAN_API_URL", token };
@@ -92,9 +93,8 @@ fn token_of_the_tool() -> Result<String, String> {
 impl Cloud for DigitalOcean {
     fn regions(&self) -> Result<Vec<String>, CloudError> {
         let call = Call { action: "GET /v2/regions", region: "any region" };
-        let some = |page: Regions| {
-            page.regions.into_iter().map(|region| (region.slug, region.available)).collect()
-        };
+        let some =
+            |page: Regions| page.regions.into_iter().map(|region| (region.slug, region.available)).collect();
         let all: Vec<(String, bool)> = self.api.pages(call, "/v2/regions", &[], PER_PAGE, some)?;
         Ok(all.into_iter().filter(|(_, is_open)| *is_open).map(|(slug, _)| slug).collect())
     }
@@ -143,8 +143,10 @@ impl Cloud for DigitalOcean {
         let call = Call { action: "POST /v2/droplets", region };
         // An image of one's own has a number.
         let image = offer.image.parse::<u64>().map_or_else(|_| json!(offer.image), |id| json!(id));
-        let keys: Vec<Value> =
-            ssh_key.iter().map(|key| key.parse::<u64>().map_or_else(|_| json!(key), |id| json!(id))).collect();
+        let keys: Vec<Value> = ssh_key
+            .iter()
+            .map(|key| key.parse::<u64>().map_or_else(|_| json!(key), |id| json!(id)))
+            .collect();
         let body = json!({
             "name": name(tags),
             "region": region,
@@ -239,10 +241,14 @@ fn trouble(refusal: &Refusal) -> Trouble {
 
 fn hint(trouble: Trouble) -> Option<String> {
     let hint = match trouble {
-        Trouble::Permission => "the token must have the scopes droplet (all of it), image:read, regions:read, sizes:read, account:read and tag:create",
+        Trouble::Permission => {
+            "the token must have the scopes droplet (all of it), image:read, regions:read, sizes:read, account:read and tag:create"
+        }
         Trouble::Quota => "ask for a higher Droplet limit in its control panel, or use fewer",
         Trouble::Capacity => "name more --type or another --region",
-        Trouble::Credentials => "`doctl account get` must work: set DIGITALOCEAN_ACCESS_TOKEN, or log in with `doctl auth init`",
+        Trouble::Credentials => {
+            "`doctl account get` must work: set DIGITALOCEAN_ACCESS_TOKEN, or log in with `doctl auth init`"
+        }
         Trouble::Throttled => "wait a minute: the account makes more calls than it may",
         Trouble::Unknown => "run the same command again; what was begun is taken up",
         Trouble::Gone | Trouble::Refused => return None,

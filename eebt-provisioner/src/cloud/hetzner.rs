@@ -41,8 +41,9 @@ impl Hetzner {
     pub(super) fn connect() -> Result<Self, CloudError> {
         let token = match env::var("HCLOUD_TOKEN") {
             Ok(token) => token,
-            Err(_) => token_of_the_tool()
-                .map_err(|said| no_credentials(CLOUD, said, hint(Trouble::Credentials).unwrap_or_default()))?,
+            Err(_) => token_of_the_tool().map_err(|said| {
+                no_credentials(CLOUD, said, hint(Trouble::Credentials).unwrap_or_default())
+            })?,
         };
         let base = env::var("HCLOUD_ENDPOINT").unwrap_or_else(|_| BASE.to_owned());
         let access = Access { base, base_from: "HCLOUD_ENDPOINT", token };
@@ -259,14 +260,15 @@ fn trouble(refusal: &Refusal) -> Trouble {
     match refusal.code.as_str() {
         "resource_unavailable" | "placement_error" => Trouble::Capacity,
         // What is not sold there any more.
-        "invalid_input" if refusal.message.contains("unsupported location for server type") => Trouble::Capacity,
+        "invalid_input" if refusal.message.contains("unsupported location for server type") => {
+            Trouble::Capacity
+        }
         "resource_limit_exceeded" => Trouble::Quota,
         "forbidden" | "token_readonly" => Trouble::Permission,
         "unauthorized" => Trouble::Credentials,
         "rate_limit_exceeded" => Trouble::Throttled,
-        "locked" | "conflict" | "timeout" | "maintenance" | "unavailable" | "service_error" | "server_error" => {
-            Trouble::Unknown
-        }
+        "locked" | "conflict" | "timeout" | "maintenance" | "unavailable" | "service_error"
+        | "server_error" => Trouble::Unknown,
         _ if refusal.status.is_server_error() => Trouble::Unknown,
         _ => Trouble::Refused,
     }
@@ -277,7 +279,9 @@ fn hint(trouble: Trouble) -> Option<String> {
         Trouble::Permission => "the token must be one that may read and write",
         Trouble::Quota => "ask for more under Limits in its console, or use fewer",
         Trouble::Capacity => "name more --type or another --region",
-        Trouble::Credentials => "`hcloud server list` must work: set HCLOUD_TOKEN, or `hcloud context create NAME`",
+        Trouble::Credentials => {
+            "`hcloud server list` must work: set HCLOUD_TOKEN, or `hcloud context create NAME`"
+        }
         Trouble::Throttled => "wait a minute: the project makes more calls than it may",
         Trouble::Unknown => "run the same command again; what was begun is taken up",
         Trouble::Gone | Trouble::Refused => return None,

@@ -477,7 +477,8 @@ mod tests {
         for (_, value) in &pairs {
             assert!(value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'), "{value}");
         }
-        let value = |name: &str| pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
+        let value =
+            |name: &str| pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
         assert_eq!(Tags::read(value), Some(tags));
         assert_eq!(Tags::read(|_| None), None);
         let odd = Tags::read(|name| Some(if name == "id" { "x" } else { "?" })).unwrap();

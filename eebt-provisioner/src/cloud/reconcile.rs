@@ -132,14 +132,13 @@ impl Fleet {
             Verdict::End(State::Expired) if row.provider.frees_what_is_off() => {
                 (State::Expired, Some("did not end by itself, and was ended".to_owned()))
             }
-            Verdict::End(State::Died) => {
-                (State::Died, Some("its machine was switched off before its expiry, and was ended".to_owned()))
-            }
+            Verdict::End(State::Died) => (
+                State::Died,
+                Some("its machine was switched off before its expiry, and was ended".to_owned()),
+            ),
             Verdict::End(state) => (state, None),
         };
-        if !is_gone
-            && let Err(error) = self.end_machine(row)
-        {
+        if !is_gone && let Err(error) = self.end_machine(row) {
             self.ledger.release(&row.id, &self.claim.id)?;
             let reason = Some(format!("can't be ended yet: {error}"));
             return Ok(Some(News { id: row.id.clone(), state: row.state, reason }));
@@ -173,8 +172,9 @@ impl Fleet {
                 Some(row)
                     if row.state.is_final() || row.machine().is_some_and(|known| known != machine.name) =>
                 {
-                    if let Err(error) =
-                        self.cloud(provider).and_then(|cloud| cloud.terminate(region, &[machine.name.clone()]))
+                    if let Err(error) = self
+                        .cloud(provider)
+                        .and_then(|cloud| cloud.terminate(region, &[machine.name.clone()]))
                     {
                         let reason = Some(format!("still has a machine: {error}"));
                         news.push(News { id: row.id, state: row.state, reason });
@@ -214,7 +214,8 @@ impl Fleet {
 
     fn tidy_region(&self, cloud: &dyn Cloud, region: &str) -> Result<(), FleetError> {
         let attempts = || {
-            let mut attempts: HashSet<String> = self.ledger.live()?.into_iter().map(|row| row.attempt).collect();
+            let mut attempts: HashSet<String> =
+                self.ledger.live()?.into_iter().map(|row| row.attempt).collect();
             // Of a ledger that was lost orders are left.
             let orders = self.dir.instance_ids()?.into_iter().filter_map(|id| self.folder(&id).read_order());
             attempts.extend(orders.map(|order| order.tags.attempt));

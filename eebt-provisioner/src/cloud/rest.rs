@@ -80,7 +80,10 @@ impl Api {
         let Access { base, base_from, token } = access;
         let is_plain = |b: u8| b.is_ascii_graphic();
         if token.is_empty() || !token.bytes().all(is_plain) {
-            return Err(wrong("the token is no token".into(), hint(Trouble::Credentials).unwrap_or_default()));
+            return Err(wrong(
+                "the token is no token".into(),
+                hint(Trouble::Credentials).unwrap_or_default(),
+            ));
         }
         let url: Url = base.parse().map_err(|err| {
             wrong(format!("{base_from}: {err}"), "it must be a URL such as https://api.example.org/v1".into())
@@ -105,7 +108,8 @@ impl Api {
         path: &str,
         query: &[(&str, &str)],
     ) -> Result<T, CloudError> {
-        let answer = self.tried(call, &Method::GET, path, query, None)?.map_err(|no| self.refused(call, no))?;
+        let answer =
+            self.tried(call, &Method::GET, path, query, None)?.map_err(|no| self.refused(call, no))?;
         self.read(call, answer)
     }
 
@@ -272,7 +276,8 @@ impl Api {
 /// How long a throttled caller shall wait, if the cloud says: so many seconds, or until that second of the clock.
 fn wait(headers: &HeaderMap) -> Option<Duration> {
     let number = |name: &str| headers.get(name)?.to_str().ok()?.parse::<u64>().ok().map(Duration::from_secs);
-    let until = || (SystemTime::UNIX_EPOCH + number("ratelimit-reset")?).duration_since(SystemTime::now()).ok();
+    let until =
+        || (SystemTime::UNIX_EPOCH + number("ratelimit-reset")?).duration_since(SystemTime::now()).ok();
     number(RETRY_AFTER.as_str()).or_else(until)
 }
 
@@ -320,7 +325,11 @@ pub(super) fn end(
     deleted.and(super::each(machines, |machine| {
         while cloud.describe(call.region, machine)?.is_some() {
             if start.elapsed() > GONE {
-                return Err(api.error(call, Trouble::Unknown, "it was accepted, and the machine is still there".into()));
+                return Err(api.error(
+                    call,
+                    Trouble::Unknown,
+                    "it was accepted, and the machine is still there".into(),
+                ));
             }
             sleep(LOOK);
         }
@@ -349,7 +358,9 @@ pub(super) fn settle(
     error: impl Fn(String) -> CloudError,
 ) -> Result<Option<Machine>, CloudError> {
     let found = cloud.list(&order.region)?.into_iter().find(|machine| {
-        machine.tags.id == order.tags.id && machine.tags.fleet == order.tags.fleet && machine.condition != Condition::Gone
+        machine.tags.id == order.tags.id
+            && machine.tags.fleet == order.tags.fleet
+            && machine.condition != Condition::Gone
     });
     if found.is_some() || now.duration_since(order.given).is_ok_and(|age| age > SETTLED) {
         return Ok(found);
@@ -363,8 +374,14 @@ mod tests {
 
     #[test]
     fn both_kinds_of_errors_are_read() {
-        assert_eq!(said(r#"{"error":{"code":"locked","message":"a\nb","details":null}}"#), ("locked".into(), "ab".into()));
-        assert_eq!(said(r#"{"id":"not_found","message":"no","request_id":"x"}"#), ("not_found".into(), "no".into()));
+        assert_eq!(
+            said(r#"{"error":{"code":"locked","message":"a\nb","details":null}}"#),
+            ("locked".into(), "ab".into())
+        );
+        assert_eq!(
+            said(r#"{"id":"not_found","message":"no","request_id":"x"}"#),
+            ("not_found".into(), "no".into())
+        );
         assert_eq!(said("<html>"), (String::new(), String::new()));
     }
 

@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use super::cost::{SPENDING_TIME, cost};
-use super::user_data::{self, Program};
 use super::reconcile::SETTLE;
+use super::user_data::{self, Program};
 use super::{Cloud, CloudError, Cost, Machine, MicroUsd, Offer, Order, Query, Tags, Trouble};
 use crate::crash_point;
 use crate::fleet::Fleet;
@@ -397,7 +397,6 @@ impl Fleet {
             }
         }
     }
-
 }
 
 /// What so many bytes cost at this price for a GB. Cells, TLS and acknowledgements add a tenth to what streams carry.

@@ -220,7 +220,8 @@ mod tests {
         let path = |name: &str| dir.path().join(name).display().to_string();
         let url = if fetched.is_some() { "https://example.org/eebt-bridge" } else { "" };
         let text = include_str!("../../../deploy/cloud-init/user-data.sh");
-        let part = text.split("# The program:").nth(1).unwrap().split("phase \"program is there\"").next().unwrap();
+        let part =
+            text.split("# The program:").nth(1).unwrap().split("phase \"program is there\"").next().unwrap();
         let sum = data_encoding::HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest(RIGHT));
         let part = part.replace("/usr/local/bin/eebt-bridge", &path("program"));
         let part = part.replace("@SHA256@", &sum).replace("@URL@", url);
@@ -247,7 +248,11 @@ mod tests {
     fn a_machine_runs_the_program_that_was_meant_or_none() {
         let right = RIGHT;
         assert_eq!(program_after(Some(right), None).as_deref(), Some(right), "it is in the image");
-        assert_eq!(program_after(Some(right), Some("other")).as_deref(), Some(right), "nothing is fetched then");
+        assert_eq!(
+            program_after(Some(right), Some("other")).as_deref(),
+            Some(right),
+            "nothing is fetched then"
+        );
         assert_eq!(program_after(None, Some(right)).as_deref(), Some(right), "it is fetched");
         assert_eq!(program_after(Some("old"), Some(right)).as_deref(), Some(right), "an old one is replaced");
         assert_eq!(program_after(None, Some("other")), None, "another one is not run");

@@ -37,7 +37,8 @@ struct Bill {
 impl Bill {
     fn new(rows: &[Instance], now: SystemTime) -> anyhow::Result<Self> {
         let (month, next) = month(now).context("what month is it?")?;
-        let until_now = |from: SystemTime| rows.iter().map(|row| between(row, from, now, now)).sum::<MicroUsd>();
+        let until_now =
+            |from: SystemTime| rows.iter().map(|row| between(row, from, now, now)).sum::<MicroUsd>();
         let live = || rows.iter().filter(|row| row.ended.is_none());
         let rate: MicroUsd = live().map(rate).sum();
         let (spent, left) = (until_now(month), next.duration_since(now).unwrap_or_default());
@@ -46,7 +47,9 @@ impl Bill {
         Ok(Self {
             month,
             spent,
-            promised: live().map(|row| MicroUsd(cost(row, now).0 - between(row, row.created, now, now).0)).sum(),
+            promised: live()
+                .map(|row| MicroUsd(cost(row, now).0 - between(row, row.created, now, now).0))
+                .sum(),
             forecast: [spent, rate.for_seconds(left.as_secs())].into_iter().sum(),
             limited: ever,
             hour: ever.0.saturating_mul(3600).checked_div(lived.as_secs()).map(MicroUsd),

@@ -26,7 +26,9 @@ pub struct Args {
 impl Args {
     pub fn run(self, fleet: &Fleet, printer: &Printer) -> anyhow::Result<()> {
         if self.provider == Provider::Local {
-            return Err(Usage::new("PROVIDER: local is no cloud", "`eebt help doctor` lists the clouds").into());
+            return Err(
+                Usage::new("PROVIDER: local is no cloud", "`eebt help doctor` lists the clouds").into()
+            );
         }
         printer.progress("asking ...");
         let cloud = fleet.cloud(self.provider)?;

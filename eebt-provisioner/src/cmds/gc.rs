@@ -73,6 +73,10 @@ impl Args {
         let late: Vec<&Instance> = left.iter().filter(|row| !row.provider.frees_what_is_off()).collect();
         let Some(first) = late.first() else { return Ok(fleet.dir().note_reaped()?) };
         let message = format!("{} machines are due and not ended, {} among them", late.len(), first.id);
-        Err(Hinted { message, hint: Some("its cloud bills on: delete it in its console if this goes on".into()) }.into())
+        Err(Hinted {
+            message,
+            hint: Some("its cloud bills on: delete it in its console if this goes on".into()),
+        }
+        .into())
     }
 }

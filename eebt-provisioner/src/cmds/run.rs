@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use eebt_provisioner::Fleet;
 use eebt_provisioner::block_list::Source;
-use eebt_provisioner::cloud::{self, BuyError};
 use eebt_provisioner::cloud::cost::SPENDING_TIME;
+use eebt_provisioner::cloud::{self, BuyError};
 use eebt_provisioner::instance::{Instance, Provider};
 use eebt_provisioner::keep::{Keep, MEASURED, Measured, Plan, Quiet, Rotation, Why};
 use eebt_provisioner::locks::{self, LockError};

@@ -11,8 +11,8 @@ use anyhow::Context;
 use eebt_provisioner::check::Checker;
 use eebt_provisioner::cloud::{Come, MicroUsd, Offers, Wanted};
 use eebt_provisioner::instance::{Instance, Provider, expiry};
-use eebt_provisioner::raise::{self, Failed, ReserveError};
 use eebt_provisioner::ledger::LedgerError;
+use eebt_provisioner::raise::{self, Failed, ReserveError};
 use eebt_provisioner::{Fleet, causes, locks};
 use serde_json::json;
 
@@ -182,7 +182,10 @@ impl Args {
         if fleet.dir().reaped().is_some_and(is_recent) || locks::is_held(&fleet.dir().run_lock())? {
             return Ok(());
         }
-        let what = format!("--detach: nothing would end the machines when they are due, and {} bills on", self.make.provider);
+        let what = format!(
+            "--detach: nothing would end the machines when they are due, and {} bills on",
+            self.make.provider
+        );
         let hint = "leave it out, and this command stays; or enable deploy/eebt-reap.timer, or start `eebt run`, first";
         Err(Usage::new(what, hint).into())
     }
@@ -203,7 +206,11 @@ impl Args {
             let (sender, made) = mpsc::channel();
             scope.spawn(move || make(fleet, rows, how, patience, interrupted, &sender));
             loop {
-                printer.done(good.len(), rows.len(), format_args!("ready after {}s", start.elapsed().as_secs()));
+                printer.done(
+                    good.len(),
+                    rows.len(),
+                    format_args!("ready after {}s", start.elapsed().as_secs()),
+                );
                 match made.recv_timeout(Duration::from_secs(1)) {
                     Ok((row, Ok(Come { line, serves }))) => {
                         if !self.json {

@@ -133,7 +133,9 @@ impl Emulator {
 
     /// The environment of somebody who has no account.
     pub fn no_credentials(command: &mut Command) {
-        for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HCLOUD_TOKEN", "DIGITALOCEAN_ACCESS_TOKEN"] {
+        for name in
+            ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HCLOUD_TOKEN", "DIGITALOCEAN_ACCESS_TOKEN"]
+        {
             command.env_remove(name);
         }
     }

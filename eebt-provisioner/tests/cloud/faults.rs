@@ -19,7 +19,8 @@ fn outcome(cloud: &Cloud, fault: &str, times: u32) -> (i32, usize) {
 /// Every fault at every call of `up`, once and for as long as it is asked.
 pub fn no_fault_makes_machines_that_the_ledger_does_not_know(cloud: &'static Cloud) {
     let account = Account::new(cloud);
-    let cases = cloud.reads.iter().flat_map(|action| [("cut", 99), ("denied", 99)].map(|fault| (*action, fault)));
+    let cases =
+        cloud.reads.iter().flat_map(|action| [("cut", 99), ("denied", 99)].map(|fault| (*action, fault)));
     let mut faults = vec![
         ("lost", 1),
         ("lost", 99),
@@ -46,7 +47,8 @@ pub fn no_fault_makes_machines_that_the_ledger_does_not_know(cloud: &'static Clo
             assert!(up.err.contains(&cloud.says(action)), "{context}: the error names the call: {}", up.err);
         }
         if fault == "denied" {
-            let hint = if cloud.name == "aws" { format!("ec2:{action}") } else { "hint: the token must".into() };
+            let hint =
+                if cloud.name == "aws" { format!("ec2:{action}") } else { "hint: the token must".into() };
             assert!(up.err.contains(&hint), "{context}: the hint names the permission: {}", up.err);
             assert!(!up.err.contains("AbCdEf"), "{context}: {}", up.err);
         }
@@ -58,7 +60,8 @@ pub fn no_fault_makes_machines_that_the_ledger_does_not_know(cloud: &'static Clo
 
 pub fn no_fault_keeps_a_machine_that_was_to_end(cloud: &'static Cloud) {
     let account = Account::new(cloud);
-    let mut faults = vec![("lost", 99), ("cut", 1), ("cut", 99), ("throttle", 99), ("down", 99), ("denied", 99)];
+    let mut faults =
+        vec![("lost", 99), ("cut", 1), ("cut", 99), ("throttle", 99), ("down", 99), ("denied", 99)];
     if !cloud.has_tokens {
         faults.push(("locked", 99));
     }
@@ -71,7 +74,10 @@ pub fn no_fault_keeps_a_machine_that_was_to_end(cloud: &'static Cloud) {
             account.emulator.fault(action, fault, times);
             let down = account.eebt(&["down", "--all"]);
             let left = account.emulator.alive();
-            assert!(down.code != Some(0) || left.is_empty(), "{context}: it says that all are down: {left:?}");
+            assert!(
+                down.code != Some(0) || left.is_empty(),
+                "{context}: it says that all are down: {left:?}"
+            );
             account.emulator.clear();
             account.end_all(&context);
         }
@@ -90,8 +96,10 @@ pub fn no_fault_makes_gc_lose_a_machine(cloud: &'static Cloud) {
             let context = format!("{action} {fault} {times}");
             // One that the ledger knows is over, and one that it never heard of.
             account.up(&[]).ok();
-            let ids: Vec<String> = account.ls().iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect();
-            let over = format!("UPDATE instances SET state = 'ended', ended = created WHERE id = '{}'", ids[0]);
+            let ids: Vec<String> =
+                account.ls().iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect();
+            let over =
+                format!("UPDATE instances SET state = 'ended', ended = created WHERE id = '{}'", ids[0]);
             account.op.sql(&over);
             account.op.sql(&format!("DELETE FROM instances WHERE id = '{}'", ids[1]));
             account.emulator.fault(action, fault, times);
@@ -115,15 +123,15 @@ pub fn no_fault_keeps_run_from_its_number_or_makes_it_lose_a_machine(cloud: &'st
     }
     // Prices are asked for once for a purchase, and a group is made once.
     let skip = |action: &str| u32::from(action == cloud.list || action == cloud.create);
-    let cases = actions.into_iter().flat_map(|action| [(action, "lost", 0), (action, "denied", skip(action))]);
+    let cases =
+        actions.into_iter().flat_map(|action| [(action, "lost", 0), (action, "denied", skip(action))]);
     let more = [("cut", 1), ("throttle", 0), ("quota", 1), ("down", 0)]
         .map(|(fault, skip)| (cloud.create, fault, skip));
     for (action, fault, skip) in cases.chain(more) {
         let context = format!("{action} {fault} after {skip}");
-        account.emulator.test(
-            "faults",
-            &json!({ "action": action, "fault": fault, "skip": skip, "times": 2 }),
-        );
+        account
+            .emulator
+            .test("faults", &json!({ "action": action, "fault": fault, "skip": skip, "times": 2 }));
         // With a pause after each failure.
         let has_met = || account.emulator.state()["faulted"][action].as_u64().unwrap_or_default() > 0;
         run_until(&account, &args, &context, || account.running() == 2 && has_met());
@@ -132,4 +140,3 @@ pub fn no_fault_keeps_run_from_its_number_or_makes_it_lose_a_machine(cloud: &'st
         account.end_all(&context);
     }
 }
-
