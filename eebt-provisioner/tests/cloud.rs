@@ -26,67 +26,44 @@ use serde_json::{Value, json};
 /// Most of their time they wait: for retries, for machines that boot, for one another.
 const AT_ONCE: usize = 8;
 
+/// Tests and their names.
+macro_rules! named {
+    ($($test:ident),* $(,)?) => { [$((stringify!($test), $test)),*] };
+}
+
 fn main() {
     let mut args = Arguments::from_args();
     args.test_threads.get_or_insert(AT_ONCE);
     type Test = fn(&'static Cloud);
-    let each: [(&str, Test); 18] = [
-        ("it_does_what_a_cloud_promises", it_does_what_a_cloud_promises),
-        ("machines_are_bought_and_ended", machines_are_bought_and_ended),
-        (
-            "up_killed_at_any_step_leaves_what_the_ledger_says",
-            up_killed_at_any_step_leaves_what_the_ledger_says,
-        ),
-        (
-            "down_killed_at_any_step_is_finished_by_the_next_one",
-            down_killed_at_any_step_is_finished_by_the_next_one,
-        ),
-        (
-            "who_is_killed_while_it_cleans_up_is_followed_by_another",
-            who_is_killed_while_it_cleans_up_is_followed_by_another,
-        ),
-        (
-            "no_fault_makes_machines_that_the_ledger_does_not_know",
-            no_fault_makes_machines_that_the_ledger_does_not_know,
-        ),
-        ("no_fault_keeps_a_machine_that_was_to_end", no_fault_keeps_a_machine_that_was_to_end),
-        ("no_fault_makes_gc_lose_a_machine", no_fault_makes_gc_lose_a_machine),
-        ("limits_are_kept_before_anything_is_bought", limits_are_kept_before_anything_is_bought),
-        ("where_one_kind_is_sold_out_another_is_bought", where_one_kind_is_sold_out_another_is_bought),
-        ("machines_that_are_gone_are_noticed", machines_that_are_gone_are_noticed),
-        ("a_lost_ledger_loses_no_machine", a_lost_ledger_loses_no_machine),
-        (
-            "run_keeps_machines_in_each_region_and_replaces_what_is_gone",
-            run_keeps_machines_in_each_region_and_replaces_what_is_gone,
-        ),
-        (
-            "no_fault_keeps_run_from_its_number_or_makes_it_lose_a_machine",
-            no_fault_keeps_run_from_its_number_or_makes_it_lose_a_machine,
-        ),
-        (
-            "run_killed_at_any_step_leaves_what_the_ledger_says",
-            run_killed_at_any_step_leaves_what_the_ledger_says,
-        ),
-        ("no_secret_is_said_or_kept", no_secret_is_said_or_kept),
-        ("without_credentials_one_line_says_so", without_credentials_one_line_says_so),
-        (
-            "the_doctor_says_what_is_missing_before_anything_is_bought",
-            the_doctor_says_what_is_missing_before_anything_is_bought,
-        ),
+    let each: &[(&str, Test)] = &named![
+        it_does_what_a_cloud_promises,
+        machines_are_bought_and_ended,
+        up_killed_at_any_step_leaves_what_the_ledger_says,
+        down_killed_at_any_step_is_finished_by_the_next_one,
+        who_is_killed_while_it_cleans_up_is_followed_by_another,
+        no_fault_makes_machines_that_the_ledger_does_not_know,
+        no_fault_keeps_a_machine_that_was_to_end,
+        no_fault_makes_gc_lose_a_machine,
+        limits_are_kept_before_anything_is_bought,
+        where_one_kind_is_sold_out_another_is_bought,
+        machines_that_are_gone_are_noticed,
+        a_lost_ledger_loses_no_machine,
+        run_keeps_machines_in_each_region_and_replaces_what_is_gone,
+        run_killed_at_any_step_leaves_what_the_ledger_says,
+        no_secret_is_said_or_kept,
+        without_credentials_one_line_says_so,
+        the_doctor_says_what_is_missing_before_anything_is_bought,
     ];
-    let alone: [(&str, fn()); 9] = [
-        ("a_second_machine_of_one_instance_is_ended", a_second_machine_of_one_instance_is_ended),
-        ("who_buys_by_the_hour_keeps_watch", who_buys_by_the_hour_keeps_watch),
-        ("what_is_bought_on_demand_is_no_bid", what_is_bought_on_demand_is_no_bid),
-        (
-            "a_machine_gets_an_ipv6_address_where_its_subnet_has_them",
-            a_machine_gets_an_ipv6_address_where_its_subnet_has_them,
-        ),
-        ("who_may_log_in_is_let_in_and_nobody_else", who_may_log_in_is_let_in_and_nobody_else),
-        ("run_spends_no_more_than_it_may", run_spends_no_more_than_it_may),
-        ("credentials_of_the_tools_are_found", credentials_of_the_tools_are_found),
-        ("the_policy_permits_what_is_called_and_no_more", the_policy_permits_what_is_called_and_no_more),
-        ("what_machines_cost_is_told", what_machines_cost_is_told),
+    let alone: &[(&str, fn())] = &named![
+        a_second_machine_of_one_instance_is_ended,
+        who_buys_by_the_hour_keeps_watch,
+        what_is_bought_on_demand_is_no_bid,
+        a_machine_gets_an_ipv6_address_where_its_subnet_has_them,
+        who_may_log_in_is_let_in_and_nobody_else,
+        run_spends_no_more_than_it_may,
+        credentials_of_the_tools_are_found,
+        the_policy_permits_what_is_called_and_no_more,
+        what_machines_cost_is_told,
     ];
     let mut trials = Vec::new();
     for cloud in [&AWS, &HETZNER, &DIGITALOCEAN] {
@@ -96,9 +73,16 @@ fn main() {
                 Ok(())
             }));
         }
+        for action in cloud.reads.iter().chain(cloud.writes) {
+            let name = format!("{}::no_fault_keeps_run_from_its_number: {action}", cloud.name);
+            trials.push(Trial::test(name, move || {
+                no_fault_keeps_run_from_its_number(cloud, action);
+                Ok(())
+            }));
+        }
     }
     for (name, test) in alone {
-        trials.push(Trial::test(name, move || {
+        trials.push(Trial::test(*name, move || {
             test();
             Ok(())
         }));

@@ -174,7 +174,7 @@ impl Fleet {
                 {
                     if let Err(error) = self
                         .cloud(provider)
-                        .and_then(|cloud| cloud.terminate(region, &[machine.name.clone()]))
+                        .and_then(|cloud| cloud.terminate(region, std::slice::from_ref(&machine.name)))
                     {
                         let reason = Some(format!("still has a machine: {error}"));
                         news.push(News { id: row.id, state: row.state, reason });
