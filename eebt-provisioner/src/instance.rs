@@ -47,7 +47,7 @@ impl Provider {
         }
     }
 
-    /// Does a machine that switches itself off cost nothing any more? Where it does, somebody must end it at its expiry.
+    /// Does a machine that switches itself off cost nothing any more? Where it does not, somebody must end it at its expiry.
     pub fn frees_what_is_off(self) -> bool {
         matches!(self, Self::Local | Self::Aws)
     }

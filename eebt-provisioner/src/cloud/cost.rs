@@ -65,7 +65,7 @@ fn paid_until(row: &Instance, now: SystemTime) -> SystemTime {
     ends(row, now).max(row.created + LEAST_PAID)
 }
 
-/// What all that live cost in an hour, traffic included, as it is at most.
+/// What a row that lives costs in an hour at most, traffic included.
 pub fn rate(row: &Instance) -> MicroUsd {
     let Some(purchase) = row.purchase.as_ref().filter(|_| row.ended.is_none()) else {
         return MicroUsd::default();
