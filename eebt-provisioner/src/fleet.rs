@@ -257,26 +257,12 @@ impl Fleet {
 /// The row of an instance that runs but is not in the ledger, from what lies in its folder.
 fn adopt(id: &str, folder: &Folder) -> Option<Instance> {
     let config: BridgeConfig = toml::from_str(&std::fs::read_to_string(folder.config()).ok()?).ok()?;
+    let life = folder.config().metadata().ok()?.modified().ok()?..config.expires()?;
+    let (places, attempt) = ((config.listen, config.status), "adopted".to_owned());
     Some(Instance {
-        id: id.to_owned(),
-        attempt: "adopted".into(),
-        provider: Provider::Local,
-        state: State::Starting,
         address: config.address,
-        listen: config.listen,
-        status: config.status,
-        created: folder.config().metadata().ok()?.modified().ok()?,
-        expires: config.expires()?,
-        ended: None,
         line: std::fs::read_to_string(folder.line()).ok(),
-        pid: None,
-        claim: None,
-        stop_requested: false,
-        stop_by: None,
-        last_error: None,
-        ready: None,
-        burned: None,
-        purchase: None,
+        ..Instance::new(id.to_owned(), attempt, Provider::Local, State::Starting, places, life)
     })
 }
 

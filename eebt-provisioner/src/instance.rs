@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -210,6 +211,38 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// One of which nothing else is known yet; `life` is from when it was planned until it ends by itself.
+    pub(crate) fn new(
+        id: String,
+        attempt: String,
+        provider: Provider,
+        state: State,
+        (listen, status): (SocketAddr, SocketAddr),
+        life: Range<SystemTime>,
+    ) -> Self {
+        Self {
+            id,
+            attempt,
+            provider,
+            state,
+            address: None,
+            listen,
+            status,
+            created: life.start,
+            expires: life.end,
+            ended: None,
+            line: None,
+            pid: None,
+            claim: None,
+            stop_requested: false,
+            stop_by: None,
+            last_error: None,
+            ready: None,
+            burned: None,
+            purchase: None,
+        }
+    }
+
     /// Where its machine is.
     pub fn region(&self) -> Option<&str> {
         self.purchase.as_ref().map(|purchase| purchase.region.as_str())
@@ -291,26 +324,11 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn row(id: &str, state: State) -> Instance {
+        let places = ("127.45.0.1:20001".parse().unwrap(), "127.0.0.1:20002".parse().unwrap());
         Instance {
-            id: id.into(),
-            attempt: "a".into(),
-            provider: Provider::Local,
-            state,
-            address: Some("127.45.0.1:20001".parse().unwrap()),
-            listen: "127.45.0.1:20001".parse().unwrap(),
-            status: "127.0.0.1:20002".parse().unwrap(),
-            created: at(0),
-            expires: at(1000),
-            ended: None,
-            line: None,
-            pid: None,
-            claim: None,
-            stop_requested: false,
+            address: Some(places.0),
             stop_by: (state == State::Stopping).then(|| at(500)),
-            last_error: None,
-            ready: None,
-            burned: None,
-            purchase: None,
+            ..Instance::new(id.into(), "a".into(), Provider::Local, state, places, at(0)..at(1000))
         }
     }
 

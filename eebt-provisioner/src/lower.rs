@@ -57,6 +57,18 @@ pub enum Lowered {
     Already,
 }
 
+/// What came of one try to claim a row.
+enum Taken {
+    /// It is over already.
+    Over,
+    /// Another `eebt` is at work on it.
+    Claimed,
+    /// It was claimed or changed since we read it.
+    Moved,
+    /// Nobody else acts on it now.
+    Ours(Box<Instance>),
+}
+
 impl Fleet {
     /// Ends one instance: SIGTERM, time for its streams to drain, SIGKILL. With `at_once` only the
     /// last. Its keys are removed.
@@ -67,15 +79,14 @@ impl Fleet {
         let start = Instant::now();
         let mut lowered = Lowered::Already;
         let row = loop {
-            let row = self.ledger.get(id)?.ok_or_else(|| LowerError::Unknown(id.to_owned()))?;
-            if row.state.is_final() {
-                return Ok(lowered);
-            }
-            if self.is_claimed(&row)? {
-                lowered = Lowered::ByOther;
-                self.ledger.request_stop(id)?;
-            } else if self.ledger.claim(&row, &self.claim.id)? {
-                break row;
+            match self.take(id)? {
+                Taken::Over => return Ok(lowered),
+                Taken::Ours(row) => break row,
+                Taken::Claimed => {
+                    lowered = Lowered::ByOther;
+                    self.ledger.request_stop(id)?;
+                }
+                Taken::Moved => {}
             }
             if start.elapsed() > OTHERS {
                 return Err(LowerError::Busy);
@@ -91,6 +102,20 @@ impl Fleet {
         lowered
     }
 
+    /// Tries once to claim a row.
+    fn take(&self, id: &str) -> Result<Taken, LowerError> {
+        let row = self.ledger.get(id)?.ok_or_else(|| LowerError::Unknown(id.to_owned()))?;
+        Ok(if row.state.is_final() {
+            Taken::Over
+        } else if self.is_claimed(&row)? {
+            Taken::Claimed
+        } else if self.ledger.claim(&row, &self.claim.id)? {
+            Taken::Ours(Box::new(row))
+        } else {
+            Taken::Moved
+        })
+    }
+
     /// Ends machines of clouds, in as few calls as can be; `done` is told what became of each. Those that another `eebt`
     /// is at work on are left alone, and returned.
     ///
@@ -103,30 +128,26 @@ impl Fleet {
     ) -> Vec<String> {
         let (mut rows, mut busy) = (Vec::new(), Vec::new());
         for id in ids {
-            let begun = || {
-                let row = self.ledger.get(id)?.ok_or_else(|| LowerError::Unknown(id.clone()))?;
-                if row.state.is_final() {
-                    return Ok(Some(row));
+            match self.take(id) {
+                Ok(Taken::Over) => done(id, Ok(Lowered::Already)),
+                Ok(Taken::Claimed | Taken::Moved) => busy.push(id.clone()),
+                Ok(Taken::Ours(row)) => {
+                    let step = Step::to(State::Stopping);
+                    match self.ledger.advance(id, &self.claim.id, &step, SystemTime::now()) {
+                        Ok(_) => rows.push(*row),
+                        Err(error) => {
+                            let _ = self.ledger.release(id, &self.claim.id);
+                            done(id, Err(error.into()));
+                        }
+                    }
                 }
-                if self.is_claimed(&row)? || !self.ledger.claim(&row, &self.claim.id)? {
-                    return Ok(None);
-                }
-                let step = Step::to(State::Stopping);
-                if let Err(error) = self.ledger.advance(id, &self.claim.id, &step, SystemTime::now()) {
-                    let _ = self.ledger.release(id, &self.claim.id);
-                    return Err(error.into());
-                }
-                Ok(Some(row))
-            };
-            match begun() {
-                Ok(Some(row)) if row.state.is_final() => done(id, Ok(Lowered::Already)),
-                Ok(Some(row)) => rows.push(row),
-                Ok(None) => busy.push(id.clone()),
                 Err(error) => done(id, Err(error)),
             }
         }
-        crash_point("stopping");
-        self.finish_machines(&rows, done);
+        if !rows.is_empty() {
+            crash_point("stopping");
+            self.finish_machines(&rows, done);
+        }
         busy
     }
 

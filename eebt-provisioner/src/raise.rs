@@ -131,26 +131,14 @@ impl Fleet {
         expires: impl Fn() -> SystemTime,
     ) -> Result<Vec<Instance>, ReserveError> {
         let planned = self.ledger.reserve(None, |live| {
-            let row = |slot: Slot| Instance {
-                id: new_id(),
-                attempt: self.claim.id.clone(),
-                provider: Provider::Local,
-                state: State::Planned,
-                address: Some(slot.address),
-                listen: slot.listen,
-                status: slot.status,
-                created: now,
-                expires: expires(),
-                ended: None,
-                line: None,
-                pid: None,
-                claim: Some(self.claim.id.clone()),
-                stop_requested: false,
-                stop_by: None,
-                last_error: None,
-                ready: None,
-                burned: None,
-                purchase: None,
+            let row = |slot: Slot| {
+                let (places, attempt) = ((slot.listen, slot.status), self.claim.id.clone());
+                let life = now..expires();
+                Instance {
+                    address: Some(slot.address),
+                    claim: Some(self.claim.id.clone()),
+                    ..Instance::new(new_id(), attempt, Provider::Local, State::Planned, places, life)
+                }
             };
             Ok::<_, ReserveError>(choose(request, live)?.into_iter().map(row).collect())
         })?;

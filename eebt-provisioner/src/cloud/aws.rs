@@ -28,6 +28,7 @@ use tokio::runtime::Runtime;
 
 use super::{
     Attempts, Cloud, CloudError, Condition, Finding, Machine, MicroUsd, Offer, Order, Query, Tags, Trouble,
+    no_credentials, sorted,
 };
 use crate::fleet::FleetError;
 
@@ -93,16 +94,9 @@ impl Aws {
     /// # Errors
     /// [`Trouble::Credentials`] where there are none.
     pub(super) fn connect() -> Result<Self, CloudError> {
-        let none = |said: String| {
-            CloudError {
-            cloud: "aws",
-            action: "credentials",
-            region: "any region".into(),
-            trouble: Trouble::Credentials,
-            said,
-            hint: Some("`aws sts get-caller-identity` must work: set AWS_PROFILE, or log in with `aws configure sso`".into()),
-        }
-        };
+        let hint =
+            "`aws sts get-caller-identity` must work: set AWS_PROFILE, or log in with `aws configure sso`";
+        let none = |said: String| no_credentials("aws", said, hint.into());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| none(error.to_string()))?;
         let timeouts =
@@ -186,8 +180,12 @@ impl Aws {
         })
     }
 
-    /// The newest Debian image for these processors.
-    fn image(&self, region: &str, arch: &str) -> Result<String, CloudError> {
+    /// The image that was asked for; else the newest of Debian's for these processors.
+    fn image(&self, region: &str, query: &Query) -> Result<String, CloudError> {
+        if let Some(image) = &query.image {
+            return Ok(image.clone());
+        }
+        let arch = query.arch.as_str();
         let debian_arch = if arch == "x86_64" { "amd64" } else { arch };
         let request = self.client(region).describe_images().owners(DEBIAN);
         let request = request
@@ -304,10 +302,7 @@ impl Cloud for Aws {
 
     fn offers(&self, region: &str, query: &Query) -> Result<Vec<Offer>, CloudError> {
         let client = self.client(region);
-        let image = match &query.image {
-            Some(image) => image.clone(),
-            None => self.image(region, &query.arch)?,
-        };
+        let image = self.image(region, query)?;
         let wanted: Vec<String> = match (&query.kinds[..], query.arch.as_str()) {
             ([], "arm64") => SMALL_ARM.map(str::to_owned).into(),
             ([], _) => SMALL.map(str::to_owned).into(),
@@ -340,7 +335,7 @@ impl Cloud for Aws {
             _ => HashMap::new(),
         };
         let zones_of_ipv6 = self.zones_of_ipv6(region)?;
-        let mut offers: Vec<Offer> = offered
+        let offers = offered
             .iter()
             .filter(|offer| fits(offer.instance_type()))
             .filter_map(|offer| {
@@ -364,16 +359,11 @@ impl Cloud for Aws {
                 })
             })
             .collect();
-        let place = |kind: &String| wanted.iter().position(|wanted| wanted == kind);
-        offers.sort_by(|a, b| (a.price, place(&a.kind), &a.zone).cmp(&(b.price, place(&b.kind), &b.zone)));
-        Ok(offers)
+        Ok(sorted(offers, &wanted))
     }
 
     fn examine(&self, region: &str, query: &Query) -> Vec<Finding> {
-        let image = match &query.image {
-            Some(image) => Ok(image.clone()),
-            None => self.image(region, &query.arch),
-        };
+        let image = self.image(region, query);
         let offers = self.offers(region, query);
         let best = offers.as_ref().ok().and_then(|offers| offers.first().cloned());
         let mut findings = vec![

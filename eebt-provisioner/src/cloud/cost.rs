@@ -16,9 +16,9 @@ pub fn cost(row: &Instance, now: SystemTime) -> MicroUsd {
     due(row, paid_until(row, now), now)
 }
 
-/// What fell due for a row from `from` to `to`.
-pub fn between(row: &Instance, from: SystemTime, to: SystemTime, now: SystemTime) -> MicroUsd {
-    MicroUsd(due(row, to, now).0.saturating_sub(due(row, from.min(to), now).0))
+/// What fell due for a row from `from` until `now`.
+pub fn between(row: &Instance, from: SystemTime, now: SystemTime) -> MicroUsd {
+    MicroUsd(due(row, now, now).0.saturating_sub(due(row, from.min(now), now).0))
 }
 
 /// What fell due for a row by then.
@@ -107,10 +107,6 @@ mod tests {
         cost(row, at(0))
     }
 
-    fn part(row: &Instance, from: u64, to: u64) -> MicroUsd {
-        between(row, at(from), at(to), at(0))
-    }
-
     #[test]
     fn where_nobody_ends_it_it_costs_on() {
         let row = Instance { provider: Provider::Hetzner, ..bought(Some("t"), None) };
@@ -136,7 +132,7 @@ mod tests {
     fn where_hours_are_sold_a_minute_is_an_hour() {
         let row = Instance { provider: Provider::Hetzner, ..bought(Some("t"), Some(100)) };
         assert_eq!(price(&row), MicroUsd(3600));
-        assert_eq!(part(&row, 0, 1), MicroUsd(3600), "at once");
+        assert_eq!(between(&row, at(0), at(1)), MicroUsd(3600), "at once");
         let long = Instance { ended: Some(at(3601)), ..row };
         assert_eq!(price(&long), MicroUsd(7200));
     }
@@ -150,9 +146,9 @@ mod tests {
         // Created at 0, expires at 1000.
         assert_eq!(price(&row), MicroUsd(1000), "all of it is promised");
         for (now, spent) in [(0, 0), (1, 500), (500, 750), (1000, 1000), (1200, 1000)] {
-            assert_eq!(part(&row, 0, now), MicroUsd(spent), "at {now}");
+            assert_eq!(between(&row, at(0), at(now)), MicroUsd(spent), "at {now}");
         }
-        assert_eq!(part(&row, 500, 1000), MicroUsd(250));
+        assert_eq!(between(&row, at(500), at(1000)), MicroUsd(250));
         row.ended = Some(at(500));
         assert_eq!(price(&row), MicroUsd(750));
     }
@@ -160,9 +156,9 @@ mod tests {
     #[test]
     fn parts_of_a_life_add_up() {
         let row = bought(Some("t"), Some(500));
-        let parts = [(0, 100), (100, 400), (400, 9999)].map(|(from, to)| part(&row, from, to).0);
+        let parts = [(0, 100), (100, 400), (400, 9999)].map(|(from, to)| between(&row, at(from), at(to)).0);
         assert_eq!((parts, price(&row).0), ([100, 300, 100], 500));
-        assert_eq!(part(&row, 600, 700), MicroUsd(0));
+        assert_eq!(between(&row, at(600), at(700)), MicroUsd(0));
         assert_eq!(lived(&row, at(0)).as_secs(), 500);
     }
 }

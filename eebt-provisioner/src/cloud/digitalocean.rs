@@ -16,8 +16,11 @@ use reqwest::StatusCode;
 use serde::Deserialize;
 use serde_json::{Number, Value, json};
 
-use super::rest::{Access, Api, Call, Refusal, end, no_credentials, settle, sorted};
-use super::{Cloud, CloudError, Condition, Finding, Machine, MicroUsd, Offer, Order, Query, Tags, Trouble};
+use super::rest::{Access, Api, Call, Refusal, end, settle};
+use super::{
+    Cloud, CloudError, Condition, Finding, Machine, MicroUsd, Offer, Order, Query, Tags, Trouble,
+    no_credentials, sorted,
+};
 
 const CLOUD: &str = "digitalocean";
 const BASE: &str = "https://api.digitalocean.com";
@@ -124,7 +127,7 @@ impl Cloud for DigitalOcean {
                 image: image.clone(),
             })
         };
-        Ok(sorted(sizes.iter().filter(fits).filter_map(offer).collect(), query))
+        Ok(sorted(sizes.iter().filter(fits).filter_map(offer).collect(), &query.kinds))
     }
 
     fn examine(&self, region: &str, query: &Query) -> Vec<Finding> {

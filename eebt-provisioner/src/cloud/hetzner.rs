@@ -14,8 +14,11 @@ use chrono::DateTime;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::rest::{Access, Api, Call, Refusal, end, no_credentials, settle, sorted};
-use super::{Cloud, CloudError, Condition, Finding, Machine, MicroUsd, Offer, Order, Query, Tags, Trouble};
+use super::rest::{Access, Api, Call, Refusal, end, settle};
+use super::{
+    Cloud, CloudError, Condition, Finding, Machine, MicroUsd, Offer, Order, Query, Tags, Trouble,
+    no_credentials, sorted,
+};
 
 const CLOUD: &str = "hetzner";
 const BASE: &str = "https://api.hetzner.cloud/v1";
@@ -159,7 +162,7 @@ impl Cloud for Hetzner {
                 image: image.clone(),
             })
         };
-        Ok(sorted(types.iter().filter(fits).filter_map(offer).collect(), query))
+        Ok(sorted(types.iter().filter(fits).filter_map(offer).collect(), &query.kinds))
     }
 
     fn examine(&self, region: &str, query: &Query) -> Vec<Finding> {

@@ -281,6 +281,25 @@ impl Finding {
     }
 }
 
+/// Offers, cheapest first; of what costs the same, in the order of these kinds.
+fn sorted(mut offers: Vec<Offer>, kinds: &[String]) -> Vec<Offer> {
+    let place = |kind: &String| kinds.iter().position(|wanted| wanted == kind);
+    offers.sort_by(|a, b| (a.price, place(&a.kind), &a.zone).cmp(&(b.price, place(&b.kind), &b.zone)));
+    offers
+}
+
+/// There are no credentials, or they can't be used.
+fn no_credentials(cloud: &'static str, said: String, hint: String) -> CloudError {
+    CloudError {
+        cloud,
+        action: "credentials",
+        region: "any region".into(),
+        trouble: Trouble::Credentials,
+        said,
+        hint: Some(hint).filter(|hint| !hint.is_empty()),
+    }
+}
+
 /// Does it to each, also after one has failed; says of the first that has.
 fn each(machines: &[String], one: impl Fn(&str) -> Result<(), CloudError>) -> Result<(), CloudError> {
     machines.iter().map(|machine| one(machine)).fold(Ok(()), Result::and)

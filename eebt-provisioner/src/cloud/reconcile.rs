@@ -2,10 +2,9 @@
 //! nobody knows of is taken in.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
-use super::saga::STATUS;
+use super::saga::in_guest;
 use super::{Cloud, Condition, Machine};
 use crate::crash_point;
 use crate::fleet::{Fleet, FleetError, News};
@@ -284,33 +283,18 @@ impl<'a> Listed<'a> {
 
 /// The row of a machine that is ours by its tags, and in no ledger. Its bridge line is not to be had.
 fn adopted(provider: Provider, region: &str, machine: &Machine, now: SystemTime) -> Instance {
+    let Machine { tags, bought, .. } = machine;
+    let (id, attempt, life) = (tags.id.clone(), tags.attempt.clone(), bought.unwrap_or(now)..tags.expires);
     Instance {
-        id: machine.tags.id.clone(),
-        attempt: machine.tags.attempt.clone(),
-        provider,
-        state: State::Running,
-        address: None,
-        listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
-        status: STATUS,
-        created: machine.bought.unwrap_or(now),
-        expires: machine.tags.expires,
-        ended: None,
-        line: None,
-        pid: None,
-        claim: None,
-        stop_requested: false,
-        stop_by: None,
-        last_error: None,
-        ready: None,
-        burned: None,
         purchase: Some(Purchase {
             region: region.to_owned(),
             kind: machine.kind.clone(),
-            price: machine.tags.cost.hour,
-            traffic: machine.tags.cost.traffic,
+            price: tags.cost.hour,
+            traffic: tags.cost.traffic,
             token: None,
             machine: Some(machine.name.clone()),
         }),
+        ..Instance::new(id, attempt, provider, State::Running, in_guest(0), life)
     }
 }
 

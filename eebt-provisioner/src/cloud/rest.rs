@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Cloud, CloudError, Condition, Machine, Offer, Order, Query, Trouble};
+use super::{Cloud, CloudError, Condition, Machine, Order, Trouble, no_credentials};
 
 /// How long one try may take.
 const TRY: Duration = Duration::from_secs(20);
@@ -305,13 +305,6 @@ fn said(body: &str) -> (String, String) {
     (plain(code), plain(message))
 }
 
-/// Offers, cheapest first; of what costs the same, in the order of the query.
-pub(super) fn sorted(mut offers: Vec<Offer>, query: &Query) -> Vec<Offer> {
-    let place = |kind: &String| query.kinds.iter().position(|wanted| wanted == kind);
-    offers.sort_by_key(|offer| (offer.price, place(&offer.kind)));
-    offers
-}
-
 /// Deletes machines and sees them gone: that it was accepted is not that it was done.
 pub(super) fn end(
     cloud: &dyn Cloud,
@@ -335,18 +328,6 @@ pub(super) fn end(
         }
         Ok(())
     }))
-}
-
-/// There are no credentials, or they can't be used.
-pub(super) fn no_credentials(cloud: &'static str, said: String, hint: String) -> CloudError {
-    CloudError {
-        cloud,
-        action: "credentials",
-        region: "any region".into(),
-        trouble: Trouble::Credentials,
-        said,
-        hint: Some(hint).filter(|hint| !hint.is_empty()),
-    }
 }
 
 /// What became of an order at a cloud without idempotency tokens: its machine is looked for by its tags, until the order

@@ -21,8 +21,10 @@ use crate::raise::{Failed, RaiseError, new_id};
 
 /// Most offers that are tried for one machine.
 const MAX_OFFERS: usize = 6;
-/// Where the status page is in a guest, which has nothing else there.
-pub(super) const STATUS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9100);
+/// Where an exit bridge listens in a guest, and where its status page is, which has nothing else there.
+pub(super) fn in_guest(port: u16) -> (SocketAddr, SocketAddr) {
+    (SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9100))
+}
 
 /// What the operator wants bought.
 #[derive(Clone, Debug)]
@@ -183,25 +185,9 @@ impl Fleet {
                 let dearest =
                     offers.get(region).and_then(|offers| offers.iter().max_by_key(|offer| offer.per_hour()));
                 let Some(offer) = dearest else { continue };
+                let (provider, life) = (wanted.provider, now..expires());
                 planned.push(Instance {
-                    id: new_id(),
-                    attempt: attempt.clone(),
-                    provider: wanted.provider,
-                    state: State::Planned,
-                    address: None,
-                    listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
-                    status: STATUS,
-                    created: now,
-                    expires: expires(),
-                    ended: None,
-                    line: None,
-                    pid: None,
                     claim: Some(self.claim.id.clone()),
-                    stop_requested: false,
-                    stop_by: None,
-                    last_error: None,
-                    ready: None,
-                    burned: None,
                     purchase: Some(Purchase {
                         region: region.clone(),
                         kind: offer.kind.clone(),
@@ -210,6 +196,7 @@ impl Fleet {
                         token: None,
                         machine: None,
                     }),
+                    ..Instance::new(new_id(), attempt.clone(), provider, State::Planned, in_guest(port), life)
                 });
             }
             let price = |row: &Instance| cost(row, now);

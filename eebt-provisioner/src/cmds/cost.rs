@@ -37,8 +37,7 @@ struct Bill {
 impl Bill {
     fn new(rows: &[Instance], now: SystemTime) -> anyhow::Result<Self> {
         let (month, next) = month(now).context("what month is it?")?;
-        let until_now =
-            |from: SystemTime| rows.iter().map(|row| between(row, from, now, now)).sum::<MicroUsd>();
+        let until_now = |from: SystemTime| rows.iter().map(|row| between(row, from, now)).sum::<MicroUsd>();
         let live = || rows.iter().filter(|row| row.ended.is_none());
         let rate: MicroUsd = live().map(rate).sum();
         let (spent, left) = (until_now(month), next.duration_since(now).unwrap_or_default());
@@ -47,9 +46,7 @@ impl Bill {
         Ok(Self {
             month,
             spent,
-            promised: live()
-                .map(|row| MicroUsd(cost(row, now).0 - between(row, row.created, now, now).0))
-                .sum(),
+            promised: live().map(|row| MicroUsd(cost(row, now).0 - between(row, row.created, now).0)).sum(),
             forecast: [spent, rate.for_seconds(left.as_secs())].into_iter().sum(),
             limited: ever,
             hour: ever.0.saturating_mul(3600).checked_div(lived.as_secs()).map(MicroUsd),
@@ -81,7 +78,7 @@ impl Args {
                     json!({ "id": row.id, "provider": row.provider, "region": row.region(),
                         "kind": row.purchase.as_ref().map(|p| &p.kind),
                         "usd_per_hour": row.purchase.as_ref().map(|p| p.price.plain()),
-                        "usd": between(row, row.created, now, now).plain(), "usd_until_end": cost(row, now).plain() })
+                        "usd": between(row, row.created, now).plain(), "usd_until_end": cost(row, now).plain() })
                 })
                 .collect();
             return printer.json(&json!({ "month_begins": rfc3339(bill.month), "spent_usd": bill.spent.plain(),
