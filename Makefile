@@ -1,8 +1,10 @@
 # make        build everything
 # make test   all tests, with the real parts they need
+# make test-chutney   the end-to-end cases on a network that Chutney runs; CHUTNEY_PATH names its checkout
 # make demo   see a page that refuses Tor open through an exit bridge
 # make demo-onion   the same for a client that knows only an exit-bridge directory
 # make demo-cloud   the same with exit bridges in an emulated cloud, booted as guests
+# make demo-ctor   the same for people who keep their own C tor, patched or not
 # make deb    the client's Debian package, in target/debian
 # make demo-auto    a browser loads a page of which one part is refused to Tor, with nothing chosen
 
@@ -11,7 +13,7 @@ PROFILE := --release
 # Programs that only tests need.
 TEST_NEEDS := firefox-esr chromium certutil torsocks wget sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze nft ip moto prism
 
-.PHONY: build setup demo demo-onion demo-auto demo-cloud deb test e2e bench lint fmt clean
+.PHONY: build setup demo demo-onion demo-auto demo-cloud demo-ctor deb test test-chutney has-chutney e2e bench lint fmt clean
 
 build: setup
 	$(CARGO) build $(PROFILE) --workspace --bins
@@ -35,6 +37,9 @@ demo-cloud: build
 	@./deploy/setup moto ip systemd-nspawn mmdebstrap nft
 	@./deploy/demo-cloud
 
+demo-ctor: build
+	@./deploy/demo-ctor
+
 deb: build
 	@./deploy/setup dpkg-shlibdeps
 	@./deploy/deb
@@ -42,12 +47,24 @@ deb: build
 # Always the whole workspace, so that every command sees the same features and nothing is built twice.
 test: build
 	@./deploy/setup $(TEST_NEEDS)
-	$(CARGO) test $(PROFILE) --workspace
+	EXIT_BRIDGE_TOR=$$(./tor-patches/c-tor/build test) && export EXIT_BRIDGE_TOR && $(CARGO) test $(PROFILE) --workspace
+
+# The end-to-end cases, or a few (CASE=vanguards), with Chutney in testnet's place; and what testnet promises of it.
+test-chutney: has-chutney build
+	@./deploy/setup $(TEST_NEEDS)
+	EXIT_BRIDGE_TOR=$$(./tor-patches/c-tor/build) && export EXIT_BRIDGE_TOR && \
+	    TESTNET_CHUTNEY=$(CURDIR)/chutney-configs/networks/basic $(CARGO) test $(PROFILE) --workspace --test e2e -- $(CASE)
+	$(CARGO) test $(PROFILE) --workspace --test chutney -- --include-ignored
+
+has-chutney:
+	@[ -f "$(CHUTNEY_PATH)/chutney" ] || { echo "error: CHUTNEY_PATH is to name a checkout of Chutney" >&2; \
+	    echo "hint: git clone https://gitlab.torproject.org/tpo/core/chutney ~/chutney; export CHUTNEY_PATH=~/chutney" >&2; exit 1; }
 
 # One end-to-end case or a few: make e2e CASE=vanguards
 e2e: build
 	@./deploy/setup $(TEST_NEEDS)
-	$(CARGO) test $(PROFILE) --workspace --test e2e -- $(CASE)
+	EXIT_BRIDGE_TOR=$$(./tor-patches/c-tor/build) && export EXIT_BRIDGE_TOR && \
+	    $(CARGO) test $(PROFILE) --workspace --test e2e -- $(CASE)
 
 # Ways out of Tor, side by side: make bench, or make bench ARGS='--quick --latency 0ms'
 bench: build

@@ -30,7 +30,7 @@ use crate::status::{self, Phase, Status};
 pub struct ExitBridge {
     config: Config,
     tor_config: arti_client::TorClientConfig,
-    keys: BridgeKeys,
+    keys: Arc<BridgeKeys>,
     status: Arc<Status>,
 }
 
@@ -78,7 +78,7 @@ impl ExitBridge {
     pub fn new(config: Config) -> Result<Self, RunError> {
         config.check()?;
         let tor_config = config.tor_client_config()?;
-        let keys = BridgeKeys::load_or_generate(&config.keys)?;
+        let keys = Arc::new(BridgeKeys::load_or_generate(&config.keys)?);
         Ok(Self { config, tor_config, keys, status: Arc::default() })
     }
 
@@ -148,10 +148,9 @@ impl ExitBridge {
         if let Some((listener, address)) = listener {
             let params = provider.params();
             let (consensus, params) = (Arc::clone(&consensus), params.as_ref().as_ref());
-            let addresses = vec![address];
-            let ingress =
-                CircuitIngress::new(&runtime, &keys, addresses.clone(), &config.limits, consensus, params)?;
-            reaches.push(Reach::Circuit(keys.circuit_reach(addresses)));
+            let (ports, limits) = (&config.policy, &config.limits);
+            let ingress = CircuitIngress::new(&runtime, &keys, address, ports, limits, consensus, params)?;
+            reaches.push(Reach::Circuit(keys.circuit_reach(vec![address])));
             let (egress, close) = (Arc::clone(&egress), close.clone());
             serving.push(ingress.run(listener, Arc::clone(&provider), egress, close).boxed());
         }

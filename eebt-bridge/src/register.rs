@@ -29,14 +29,14 @@ const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(10);
 /// What an exit bridge says of itself, and the keys to sign it with.
 pub struct Card {
     line: BridgeLine,
-    keys: BridgeKeys,
+    keys: Arc<BridgeKeys>,
     country: Option<Country>,
     capacity: u32,
 }
 
 impl Card {
     /// Of the exit bridge with this line.
-    pub fn new(line: BridgeLine, keys: BridgeKeys, config: &Config) -> Self {
+    pub fn new(line: BridgeLine, keys: Arc<BridgeKeys>, config: &Config) -> Self {
         Self { line, keys, country: config.country, capacity: config.limits.streams }
     }
 

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use arti_client::TorClient;
-use eebt_proto::BridgeLine;
+use eebt_proto::{BridgeLine, Reach};
 use eebt_tor::{Circuit, CircuitError, PathKind, Paths, TorRuntime};
 use hyper::Uri;
 use serde::{Serialize, Serializer};
@@ -185,14 +185,19 @@ impl Checker {
         }
     }
 
+    /// Fetches the server descriptor of a circuit exit bridge.
+    ///
+    /// # Errors
+    /// See [`CircuitError`].
+    pub async fn server_descriptor(&self, bridge: &BridgeLine) -> Result<String, CircuitError> {
+        let Reach::Circuit(reach) = &bridge.reach else {
+            return Err(CircuitError::ExitBridge("an onion exit bridge has no server descriptor".to_owned()));
+        };
+        by_some_path(async || self.paths.server_descriptor(reach).await).await
+    }
+
     async fn build(&self, bridge: &BridgeLine) -> Result<Circuit, CircuitError> {
-        let mut tried = 1;
-        loop {
-            match self.paths.build(&bridge.reach, self.path).await {
-                Err(_) if tried < MAX_PATHS => tried += 1,
-                result => return result,
-            }
-        }
+        by_some_path(async || self.paths.build(&bridge.reach, self.path).await).await
     }
 
     async fn visit(&self, circuit: &Circuit, page: &Page) -> Visit {
@@ -208,6 +213,17 @@ impl Checker {
             Some(Answer::More) | None => Visited::NoAnswer,
         };
         Visit { page: page.clone(), result }
+    }
+}
+
+/// Tries more than one path.
+async fn by_some_path<T>(way: impl AsyncFn() -> Result<T, CircuitError>) -> Result<T, CircuitError> {
+    let mut tried = 1;
+    loop {
+        match way().await {
+            Err(_) if tried < MAX_PATHS => tried += 1,
+            result => return result,
+        }
     }
 }
 

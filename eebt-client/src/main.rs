@@ -71,6 +71,14 @@ enum Command {
         #[command(flatten)]
         args: Box<Args>,
     },
+    /// Print the server descriptors of circuit exit bridges, which each is asked for over Tor: what C tor wants to know
+    /// of them. `eebt attach` does that by itself.
+    ///
+    /// Exit code 0: all were had; 1: one was not.
+    Descriptor {
+        #[command(flatten)]
+        args: Box<Args>,
+    },
 }
 
 #[derive(clap::Args)]
@@ -140,6 +148,7 @@ fn main() -> ExitCode {
         }
         Some(Command::Selftest { proxy, site, json, args }) => run_selftest(proxy, &site, json, *args),
         Some(Command::Check { pages, stdin, json, args }) => run_check(pages, stdin, json, *args),
+        Some(Command::Descriptor { args }) => run_descriptor(*args),
     };
     match done {
         Ok(code) => code,
@@ -219,16 +228,9 @@ fn run_check(pages: Vec<Page>, stdin: bool, json: bool, args: Args) -> anyhow::R
         eebt_tor::init_log();
     }
     let config = args.into_config()?;
-    let mut lines: Vec<Result<BridgeLine, ConfigError>> = config.bridges.iter().cloned().map(Ok).collect();
-    if let Some(path) = &config.bridge_file {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-        lines.extend(parse_bridge_lines(&text, &path.display().to_string()));
-    }
+    let lines = given_lines(&config)?;
     if lines.is_empty() && !stdin {
-        return Err(
-            ConfigError::field("bridges", "no bridge line is given, so there is nothing to check").into()
-        );
+        return Err(no_line("check").into());
     }
     let (sender, mut more) = mpsc::channel(LINES_AT_ONCE);
     std::thread::spawn(move || {
@@ -268,6 +270,48 @@ fn run_check(pages: Vec<Page>, stdin: bool, json: bool, args: Args) -> anyhow::R
         }
         Ok(if all_work { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     })
+}
+
+fn run_descriptor(args: Args) -> anyhow::Result<ExitCode> {
+    if std::env::var_os("RUST_LOG").is_some() {
+        eebt_tor::init_log();
+    }
+    let config = args.into_config()?;
+    let lines = given_lines(&config)?.into_iter().collect::<Result<Vec<_>, _>>()?;
+    if lines.is_empty() {
+        return Err(no_line("ask").into());
+    }
+    let (tokio, runtime) = eebt_tor::create_runtime(1).context("cannot start the async runtime")?;
+    tokio.block_on(async {
+        let checker = Checker::start(&config, Vec::new(), runtime).await?;
+        let asked = lines.iter().map(|line| checker.server_descriptor(line));
+        let mut all = true;
+        for (index, descriptor) in futures::future::join_all(asked).await.into_iter().enumerate() {
+            match descriptor {
+                Ok(text) => print(text.trim_end()),
+                Err(error) => {
+                    all = false;
+                    eprintln!("eebt-client: line {}: {error:#}", index + 1);
+                }
+            }
+        }
+        Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    })
+}
+
+/// The bridge lines of the configuration and of the file that it names.
+fn given_lines(config: &Config) -> Result<Vec<Result<BridgeLine, ConfigError>>, ConfigError> {
+    let mut lines: Vec<_> = config.bridges.iter().cloned().map(Ok).collect();
+    if let Some(path) = &config.bridge_file {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        lines.extend(parse_bridge_lines(&text, &path.display().to_string()));
+    }
+    Ok(lines)
+}
+
+fn no_line(what: &str) -> ConfigError {
+    ConfigError::field("bridges", format!("no bridge line is given, so there is nothing to {what}"))
 }
 
 fn host_and_port(text: &str) -> Result<(String, u16), String> {

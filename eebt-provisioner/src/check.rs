@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use eebt_proto::BridgeLine;
 use serde::Deserialize;
 
 use crate::folder::StateDir;
@@ -84,6 +85,47 @@ struct Answers {
     is_over: bool,
 }
 
+/// An `eebt-client` that does one thing, for us to talk to.
+fn client(program: &Path, what: &str, state: &Path, network: Option<&Path>) -> Command {
+    let mut command = Command::new(program);
+    command.args([what, "--state-dir"]).arg(state);
+    if let Some(path) = network {
+        command.arg("--network").arg(path);
+    }
+    // What it needs not see, such as a cloud's credentials, it does not get.
+    command.env_clear().envs(std::env::vars_os().filter(|(name, _)| {
+        ["HOME", "LANG", "PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "TMPDIR"].iter().any(|known| name == known)
+    }));
+    // Ctrl-C is for us: its answers are wanted until the end.
+    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+/// Has `program` ask circuit exit bridges for their server descriptors, over Tor. Returns what it got, all in one text,
+/// and why it got no more.
+///
+/// # Errors
+/// [`CheckError::Start`].
+pub fn server_descriptors(
+    program: &Path,
+    state: &Path,
+    network: Option<&Path>,
+    lines: &[BridgeLine],
+) -> Result<(String, String), CheckError> {
+    let failed = |source| CheckError::Start { program: program.to_owned(), source };
+    let mut command = client(program, "descriptor", state, network);
+    // Not as arguments, which everybody on this machine can see.
+    let mut child =
+        command.args(["--bridge-file", "/dev/stdin"]).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        stdin.write_all(text.as_bytes()).map_err(failed)?;
+    }
+    let output = child.wait_with_output().map_err(failed)?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((text(&output.stdout), text(&output.stderr)))
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -102,22 +144,11 @@ impl Checker {
         let failed = |source| CheckError::Start { program: program.to_owned(), source };
         let log = dir.nameless().map_err(failed)?;
         let stderr = log.try_clone().map_err(failed)?;
-        let mut command = Command::new(program);
-        command.args(["check", "--stdin", "--json", "--state-dir"]).arg(dir.check());
-        if let Some(path) = network {
-            command.arg("--network").arg(path);
-        }
+        let mut command = client(program, "check", &dir.check(), network);
+        command.args(["--stdin", "--json"]).stderr(stderr);
         for url in canaries {
             command.args(["--visit", url]);
         }
-        // What it needs not see, such as a cloud's credentials, it does not get.
-        command.env_clear().envs(std::env::vars_os().filter(|(name, _)| {
-            ["HOME", "LANG", "PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "TMPDIR"]
-                .iter()
-                .any(|known| name == known)
-        }));
-        // Ctrl-C is for us: its answers are wanted until the end.
-        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().map_err(failed)?;
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed(io::ErrorKind::BrokenPipe.into()));

@@ -49,6 +49,7 @@ impl StateDir {
         let dir = Self(path.canonicalize().map_err(failed("open", path))?);
         private_dir(&dir.0.join("instances"))?;
         private_dir(&dir.claims())?;
+        private_dir(&dir.attach())?;
         Ok(dir)
     }
 
@@ -139,6 +140,11 @@ impl StateDir {
     /// What the client that checks exit bridges keeps: its guards, and the consensus.
     pub fn check(&self) -> PathBuf {
         self.0.join("check")
+    }
+
+    /// What `eebt attach` changed at which tor.
+    pub fn attach(&self) -> PathBuf {
+        self.0.join("attach")
     }
 
     /// A file that nobody else can open, and that is gone when it is closed.

@@ -9,10 +9,12 @@
 //! Read in this order: [`plan`] (what is going to be made), [`raise`] and [`lower`] (the two sagas),
 //! [`fleet`] (what is made of the remains of a crashed one), [`local`] (the provider: processes on
 //! this machine), [`cloud`] (the providers that cost money, and their saga), [`keep`] (what `eebt run` does about a
-//! fleet), [`watch`] (what is seen of exit bridges from outside: [`check`], [`block_list`]).
+//! fleet), [`watch`] (what is seen of exit bridges from outside: [`check`], [`block_list`]). [`attach`] stands apart: it
+//! has a C tor use exit bridges.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod attach;
 pub mod block_list;
 pub mod check;
 pub mod cloud;

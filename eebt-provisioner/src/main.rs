@@ -51,6 +51,8 @@ enum Command {
     Cost(cmds::cost::Args),
     /// Show what an exit bridge wrote to its log
     Logs(cmds::logs::Args),
+    /// Have a C tor that runs here, Tor Browser's for one, leave through exit bridges
+    Attach(cmds::attach::Args),
 }
 
 fn main() -> ExitCode {
@@ -110,5 +112,6 @@ fn run(args: Args, printer: &Printer) -> anyhow::Result<()> {
         Command::Doctor(args) => args.run(&fleet, printer),
         Command::Cost(args) => args.run(&fleet, printer),
         Command::Logs(args) => args.run(&fleet, printer),
+        Command::Attach(args) => args.run(&fleet, printer),
     }
 }

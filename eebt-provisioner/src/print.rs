@@ -72,6 +72,11 @@ impl Printer {
         Ok(self.data(&serde_json::to_string_pretty(value)?)?)
     }
 
+    /// One JSON document of several, on a line of its own.
+    pub fn json_line(&self, value: &impl Serialize) -> anyhow::Result<()> {
+        Ok(self.data(&serde_json::to_string(value)?)?)
+    }
+
     /// What goes on.
     pub fn say(&self, text: impl fmt::Display) {
         if !self.quiet {

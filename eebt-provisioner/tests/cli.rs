@@ -389,3 +389,35 @@ fn the_exit_bridge_sees_little_of_the_environment() {
     });
     assert!(names.is_empty(), "{names:?}");
 }
+
+#[test]
+fn attaching_says_what_is_missing_and_changes_nothing() {
+    const ONION: &str = "eebt1 onion address=pg6mmjiyjmcrsslvykfwnntlaru7p5svn6y2ymmju6nubxndf4pscryd.onion ports=80,443 check=ae547a95";
+    let op = Operator::new(22, &[]);
+    let attach = |more: &[&str]| op.eebt(&[&["attach"], more].concat());
+    attach(&["x"]).fails(2, &["LINE", "hint: "]);
+    attach(&[]).fails(2, &["--for", "hint: "]);
+    attach(&["--for", "a.example"]).fails(2, &["LINE: this fleet has no exit bridges", "hint: "]);
+    attach(&["--for", "a.example", ONION]).fails(2, &["circuit exit bridges only", "hint: "]);
+    for host in ["*", "localhost", "a b.example", "x.onion", "2001:db8::1"] {
+        attach(&["--for", host, ONION]).fails(2, &["--for", "hint: "]);
+    }
+    for place in ["198.51.100.7:9051", "9051", "tor"] {
+        attach(&["--for", "a.example", "--control", place]).fails(2, &["--control", "hint: "]);
+    }
+    let file = op.path().join("lines");
+    fs::write(&file, "# mine\n\neebt1 onion\n").unwrap();
+    let named = file.to_str().unwrap();
+    attach(&["--for", "a.example", "--bridge-file", named]).fails(2, &["--bridge-file: line 3: ", "address"]);
+    attach(&["--for", "a.example", "--bridge-file", "/nowhere"]).fails(2, &["--bridge-file: /nowhere"]);
+    attach(&["--undo", "--for", "a.example"]).fails(2, &["--undo", "hint: "]);
+    assert_eq!(attach(&["--undo", "--json"]).ok().json()["undone"], 0);
+
+    // A fleet whose exit bridges serve, and no tor.
+    op.up(&[]).ok();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    attach(&["--for", "a.example", "--control", &nobody])
+        .fails(1, &["can't connect to the control port", "hint: "]);
+    assert_eq!(fs::read_dir(op.state().join("attach")).unwrap().count(), 0);
+    op.eebt(&["down", "--all"]).ok();
+}

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arti_client::{TorClient, TorClientConfig};
+use bytes::Bytes;
 use eebt_proto::{CircuitReach, Reach};
+use http_body_util::Full;
+use hyper::{Request, StatusCode};
 use serde::Deserialize;
 use tor_circmgr::build::exit_circparams_from_netparams;
 use tor_circmgr::{ClientDataTunnel, ClientOnionServiceDataTunnel};
@@ -15,10 +18,13 @@ use tor_netdir::{NetDir, Relay};
 use tor_proto::client::stream::{DataStream, StreamParameters};
 use tor_relay_selection::{RelayExclusion, RelaySelectionConfig, RelayUsage};
 
-use crate::{OnionConnector, OnionError, TorRuntime, hops};
+use crate::{OnionConnector, OnionError, TorRuntime, hops, http};
 
 /// How long extending to the exit bridge may take; Arti has no limit of its own there.
 const EXTEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a server descriptor may take.
+const DESCRIPTOR_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How many relays stand before a circuit exit bridge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, clap::ValueEnum)]
@@ -78,6 +84,19 @@ impl From<OnionError> for CircuitError {
     }
 }
 
+fn exit_bridge_error(error: &(impl std::error::Error + 'static)) -> CircuitError {
+    CircuitError::ExitBridge(error.report().to_string())
+}
+
+/// What the exit bridge is asked for, if it comes in time.
+async fn in_time<T, E: std::error::Error + 'static>(
+    limit: Duration,
+    asked: impl Future<Output = Result<T, E>>,
+) -> Result<T, CircuitError> {
+    let late = |_| CircuitError::ExitBridge("no answer in time".to_owned());
+    tokio::time::timeout(limit, asked).await.map_err(late)?.map_err(|error| exit_bridge_error(&error))
+}
+
 pub(crate) fn tor_error(error: impl std::error::Error + 'static) -> CircuitError {
     CircuitError::Tor(error.report().to_string())
 }
@@ -111,6 +130,30 @@ impl Paths {
         Ok(Circuit { tunnel: Arc::new(tunnel) })
     }
 
+    /// Asks a circuit exit bridge, or any relay that is in no consensus, for its server descriptor (dir-spec, "Server
+    /// descriptor format"). The text is as it came: its signatures are not looked at.
+    ///
+    /// # Errors
+    /// See [`CircuitError`].
+    pub async fn server_descriptor(&self, reach: &CircuitReach) -> Result<String, CircuitError> {
+        let target = circ_target(reach)?;
+        let netdir = self.tor.dirmgr().map_err(tor_error)?.timely_netdir().map_err(tor_error)?;
+        let params = exit_circparams_from_netparams(netdir.params()).map_err(tor_error)?;
+        let no_path = || CircuitError::Tor("no guard is known; is the way into Tor a Tor bridge?".to_owned());
+        let relays = self.two_hops(&netdir, &target).await?.ok_or_else(no_path)?;
+        let tunnel = Arc::new(hops::build(&self.tor, relays, &params).await?);
+        let circuit = tunnel.as_single_circ().map_err(tor_error)?;
+        in_time(EXTEND_TIMEOUT, circuit.extend(&target, params)).await?;
+        let stream = in_time(EXTEND_TIMEOUT, tunnel.begin_dir_stream()).await?;
+        let request = Request::get("/tor/server/authority").header("host", "exit-bridge");
+        let request = request.body(Full::new(Bytes::new())).map_err(|e| exit_bridge_error(&e))?;
+        let reply = in_time(DESCRIPTOR_TIMEOUT, http::exchange(stream, request)).await?;
+        match reply.status {
+            StatusCode::OK => String::from_utf8(reply.body.to_vec()).map_err(|e| exit_bridge_error(&e)),
+            status => Err(CircuitError::ExitBridge(format!("it has no server descriptor: HTTP {status}"))),
+        }
+    }
+
     /// A path through Tor, extended to a circuit exit bridge.
     async fn extended(&self, target: &OwnedCircTarget, path: PathKind) -> Result<Tunnel, CircuitError> {
         let netdir = self.tor.dirmgr().map_err(tor_error)?.timely_netdir().map_err(tor_error)?;
@@ -129,11 +172,7 @@ impl Paths {
                 Err(t) => t.extend(target, params).await,
             }
         };
-        match tokio::time::timeout(EXTEND_TIMEOUT, extend).await {
-            Ok(Ok(())) => Ok(tunnel),
-            Ok(Err(error)) => Err(CircuitError::ExitBridge(error.report().to_string())),
-            Err(_) => Err(CircuitError::ExitBridge("no answer in time".to_owned())),
-        }
+        in_time(EXTEND_TIMEOUT, extend).await.map(|()| tunnel)
     }
 
     /// Guard, layer-two vanguard and a third relay, as for onion services.

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tor_circmgr::ClientOnionServiceDataTunnel;
 use tor_error::ErrorReport as _;
-use tor_proto::client::stream::StreamParameters;
+use tor_proto::client::stream::{DataStream, StreamParameters};
 
 use crate::{OnionConnector, OnionError, PathKind};
 
@@ -51,13 +51,13 @@ pub enum HttpError {
     #[error(transparent)]
     Onion(#[from] OnionError),
     /// The stream or the circuit broke.
-    #[error("the onion service's stream failed: {0}")]
+    #[error("the stream failed: {0}")]
     Stream(String),
     /// What came back is no HTTP, or too long.
-    #[error("the onion service's answer is not usable: {0}")]
+    #[error("the answer is not usable: {0}")]
     Answer(String),
     /// Nothing came in time.
-    #[error("the onion service did not answer in time")]
+    #[error("no answer in time")]
     Timeout,
 }
 
@@ -161,10 +161,6 @@ impl OnionHttp {
         params.optimistic(true);
         let stream = circuit.begin_stream(&host, 80, Some(params)).await;
         let stream = stream.map_err(|e| HttpError::Stream(e.report().to_string()))?;
-        let failed = |e: hyper::Error| HttpError::Stream(e.report().to_string());
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-        let connection = tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -173,10 +169,19 @@ impl OnionHttp {
             .header("connection", "close")
             .body(Full::new(body))
             .map_err(|e| HttpError::Answer(e.to_string()))?;
-        let reply = sender.send_request(request).await.map_err(failed)?;
-        let status = reply.status();
-        let body = Limited::new(reply.into_body(), MAX_REPLY).collect().await;
-        connection.abort();
-        Ok(Reply { status, body: body.map_err(|e| HttpError::Answer(e.to_string()))?.to_bytes() })
+        exchange(stream, request).await
     }
+}
+
+/// One request and its answer, on a stream of their own.
+pub(crate) async fn exchange(stream: DataStream, request: Request<Full<Bytes>>) -> Result<Reply, HttpError> {
+    let failed = |e: hyper::Error| HttpError::Stream(e.report().to_string());
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let connection = tokio::spawn(connection);
+    let reply = sender.send_request(request).await.map_err(failed)?;
+    let status = reply.status();
+    let body = Limited::new(reply.into_body(), MAX_REPLY).collect().await;
+    connection.abort();
+    Ok(Reply { status, body: body.map_err(|e| HttpError::Answer(e.to_string()))?.to_bytes() })
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::torrc::{RelayInfo, Role};
 
 /// Arti configuration in TOML.
-pub(crate) fn network_file(relays: &[RelayInfo], v3idents: &[String]) -> String {
+pub(crate) fn network_file(relays: &[RelayInfo], v3idents: &[&str]) -> String {
     let mut text = String::from(
         "# Arti configuration for one private Tor network; written by testnet, good for as long as it is up.\n\
          [path_rules]\n\
@@ -50,7 +50,7 @@ mod tests {
             ed_identity: "cd".into(),
         };
         let exit = RelayInfo { role: Role::Exit, rsa_identity: "EE".into(), ..relay.clone() };
-        let text = network_file(&[relay, exit], &["11".into(), "22".into()]);
+        let text = network_file(&[relay, exit], &["11", "22"]);
         assert!(
             text.contains(r#"{ rsa_identity = "AB", ed_identity = "cd", orports = ["127.64.1.1:9001"] }"#)
         );

@@ -15,6 +15,21 @@ pub enum TestNetError {
         /// What was to be run.
         program: PathBuf,
     },
+    /// `CHUTNEY_PATH` names no checkout of Chutney.
+    #[error("there is no Chutney: $CHUTNEY_PATH is to name a folder that has its program `chutney`")]
+    NoChutney,
+    /// A command of Chutney's failed.
+    #[error("`chutney {verb}` failed ({status}): {last}")]
+    Chutney {
+        /// Which command.
+        verb: String,
+        /// How it ended.
+        status: String,
+        /// The last line it wrote.
+        last: String,
+        /// All that it wrote.
+        log: PathBuf,
+    },
     /// Every /16 of loopback that networks may use is taken.
     #[error("no free range of loopback addresses for one more network")]
     NoFreeSlice,
@@ -94,6 +109,10 @@ impl TestNetError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::MissingProgram { .. } => Some("apt-get install tor".into()),
+            Self::NoChutney => Some(
+                "git clone https://gitlab.torproject.org/tpo/core/chutney ~/chutney; export CHUTNEY_PATH=~/chutney".into(),
+            ),
+            Self::Chutney { log, .. } => Some(format!("less {}; chutney-configs/README.md says what Chutney needs", log.display())),
             Self::NoFreeSlice => Some("stop some networks: testnet down --dir DIR".into()),
             Self::DirInUse { dir } => Some(format!("testnet down --dir {}", dir.display())),
             Self::ExitedEarly { log, .. } | Self::TimedOut { log, .. } => {

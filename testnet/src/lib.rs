@@ -1,8 +1,9 @@
 //! A private Tor network of C tor processes on loopback, and origins that block Tor.
 //!
 //! [`TestNet`] starts authorities, relays and one plain Tor client, each on its own 127.x address, and
-//! writes a network file for Arti programs. [`Origins`] are the web sites that such a network visits.
-//! [`delay_link`] makes any TCP link as long as an ocean is wide. [`Postgres`] is a database server.
+//! writes a network file for Arti programs; Chutney may run them instead ([`TestNetBuilder::chutney`]).
+//! [`Origins`] are the web sites that such a network visits. [`delay_link`] makes any TCP link as long as an
+//! ocean is wide. [`Postgres`] is a database server.
 //!
 //! ```no_run
 //! # async fn doc() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,12 +1,11 @@
 //! A whole network: started in the order that is fast, waited for with deadlines, ended for sure.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -20,19 +19,21 @@ use crate::process::Tor;
 use crate::slice::{Slice, free_port};
 use crate::torrc::{self, Common, RelayInfo, Role, Scheduler};
 
+mod chutney;
 mod guests;
 mod plan;
+mod wait;
 
+use chutney::Chutney;
 pub use guests::UnlistedRelay;
 use plan::{Plan, plan};
+use wait::{TICK, contains_all, until_phase};
 
-/// No single wait is longer.
-const PATIENCE: Duration = Duration::from_secs(90);
-/// Between two looks at what is waited for.
-const TICK: Duration = Duration::from_millis(50);
 /// When in the initial voting interval relays start, and how much later authorities do; see [`until_phase`].
 const RELAY_PHASE: Duration = Duration::from_millis(3300);
 const AUTHORITIES_AFTER: Duration = Duration::from_millis(1000);
+/// Seconds from one consensus to the next, where nothing else was asked for.
+const VOTING_INTERVAL: u32 = 10;
 /// How long tors get to end by themselves.
 const GRACE: Duration = Duration::from_secs(5);
 /// The lock in a network's folder.
@@ -53,7 +54,8 @@ pub struct TestNetBuilder {
     latency: Duration,
     scheduler: Scheduler,
     consensus_params: Vec<String>,
-    voting_interval: u32,
+    voting_interval: Option<u32>,
+    chutney: Option<PathBuf>,
     progress: Progress,
 }
 
@@ -78,7 +80,8 @@ impl Default for TestNetBuilder {
             latency: Duration::ZERO,
             scheduler: Scheduler::default(),
             consensus_params: Vec::new(),
-            voting_interval: 10,
+            voting_interval: None,
+            chutney: std::env::var_os("TESTNET_CHUTNEY").filter(|path| !path.is_empty()).map(PathBuf::from),
             progress: Arc::new(|_| ()),
         }
     }
@@ -146,7 +149,14 @@ impl TestNetBuilder {
     /// `hsdir_interval` says. Others find its onion services only where `hsdir_interval` says the same, in minutes, and
     /// Arti takes 5 minutes or more: an interval of 15 and `("hsdir_interval", 6)`.
     pub fn voting_interval(mut self, seconds: u32) -> Self {
-        self.voting_interval = seconds;
+        self.voting_interval = Some(seconds);
+        self
+    }
+
+    /// Has Chutney run this network file, such as `chutney-configs/networks/basic`, which says what relays there are;
+    /// `$CHUTNEY_PATH` is its checkout. By default `$TESTNET_CHUTNEY`, and without that no Chutney.
+    pub fn chutney(mut self, network: impl Into<PathBuf>) -> Self {
+        self.chutney = Some(network.into());
         self
     }
 
@@ -177,6 +187,7 @@ pub struct TestNet {
     startup: Duration,
     // Dropped in this order: processes, their links, the folder, the addresses, the lock.
     tors: Vec<Tor>,
+    chutney: Option<Chutney>,
     links: Vec<DelayLink>,
     temporary: Option<TempDir>,
     slice: Slice,
@@ -200,8 +211,13 @@ impl TestNet {
     pub async fn start(builder: TestNetBuilder) -> Result<Self, TestNetError> {
         let begun = Instant::now();
         let (dir, temporary) = folder(&builder)?;
-        match Self::start_in(&builder, dir, begun).await {
+        let started = match &builder.chutney {
+            None => Self::start_in(&builder, dir).await,
+            Some(network) => Self::start_chutney(&builder, network, dir).await,
+        };
+        match started {
             Ok(mut net) => {
+                net.startup = begun.elapsed();
                 net.temporary = temporary;
                 (builder.progress)(&format!("network is up after {:.1} s", begun.elapsed().as_secs_f32()));
                 Ok(net)
@@ -214,15 +230,66 @@ impl TestNet {
         }
     }
 
-    async fn start_in(builder: &TestNetBuilder, dir: PathBuf, begun: Instant) -> Result<Self, TestNetError> {
+    async fn start_in(builder: &TestNetBuilder, dir: PathBuf) -> Result<Self, TestNetError> {
         let say = &builder.progress;
+        let mut net = Self::empty(builder, dir)?;
+        let nodes = net.dir.join("nodes");
+        let keys = authority_keys(builder, &net.dir).await?;
+        let plans = plan(builder, &net.slice, keys)?;
+        net.common.authorities = plans.iter().filter_map(Plan::dir_authority).collect();
+        for plan in &plans {
+            let data = nodes.join(&plan.nickname).join("data");
+            private_dir(&data)?;
+            if let Some(keys) = &plan.keys {
+                keys.install(&data)?;
+            }
+            let relay = plan.torrc(&builder.consensus_params);
+            write_torrc(&nodes.join(&plan.nickname), &torrc::relay(&net.common, &data, &relay))?;
+        }
+        for plan in &plans {
+            net.links.extend(plan.link(builder.latency).await?);
+        }
+
+        tokio::time::sleep(until_phase(RELAY_PHASE, SystemTime::now())).await;
+        let started = Instant::now();
+        say(&format!("starting {} relays", plans.len()));
+        let (authorities, others) = plans.split_at(usize::from(builder.authorities));
+        for plan in others {
+            net.tors.push(net.spawn(&plan.nickname)?);
+        }
+        for plan in others {
+            let relay = net.identity(plan).await?;
+            net.relays.push(relay);
+        }
+        net.write_bandwidths()?;
+        tokio::time::sleep(AUTHORITIES_AFTER.saturating_sub(started.elapsed())).await;
+        for plan in authorities {
+            net.tors.push(net.spawn(&plan.nickname)?);
+        }
+        for (index, plan) in authorities.iter().enumerate() {
+            let relay = net.identity(plan).await?;
+            net.relays.insert(index, relay);
+        }
+
+        say("waiting for a consensus that lists every relay");
+        net.wait_for_consensus().await?;
+        say("waiting for the relays to fetch it");
+        net.wait_for_microdescs().await?;
+        net.write_network_file()?;
+
+        say("starting the plain Tor client");
+        let (socks, control) = (net.socks, net.control);
+        net.add("client", |common, data| torrc::client(common, data, socks, control)).await?;
+        Ok(net)
+    }
+
+    /// A network in this folder in which nothing runs yet.
+    fn empty(builder: &TestNetBuilder, dir: PathBuf) -> Result<Self, TestNetError> {
         let lock_path = dir.join(LOCK_FILE);
         let lock = lock::try_lock_as_me(&lock_path)
             .map_err(TestNetError::file("lock", &lock_path))?
             .ok_or_else(|| TestNetError::DirInUse { dir: dir.clone() })?;
         let slice = Slice::take()?;
-        let keys = authority_keys(builder, &dir).await?;
-        let plans = plan(builder, &slice, keys)?;
         let nodes = dir.join("nodes");
         if nodes.exists() {
             fs::remove_dir_all(&nodes).map_err(TestNetError::file("remove", &nodes))?; // of a network before
@@ -232,28 +299,12 @@ impl TestNet {
         let common = Common {
             empty_file: empty,
             bandwidths: dir.join("bandwidths"),
-            authorities: plans.iter().filter_map(Plan::dir_authority).collect(),
+            authorities: Vec::new(),
             scheduler: builder.scheduler,
             owner_pid: std::process::id(),
-            voting_interval: builder.voting_interval,
+            voting_interval: builder.voting_interval.unwrap_or(VOTING_INTERVAL),
         };
-        for plan in &plans {
-            let data = nodes.join(&plan.nickname).join("data");
-            private_dir(&data)?;
-            if let Some(keys) = &plan.keys {
-                keys.install(&data)?;
-            }
-            let relay = plan.torrc(&builder.consensus_params);
-            write_torrc(&nodes.join(&plan.nickname), &torrc::relay(&common, &data, &relay))?;
-        }
-        let mut links = Vec::new();
-        for plan in &plans {
-            links.extend(plan.link(builder.latency).await?);
-        }
-
-        tokio::time::sleep(until_phase(RELAY_PHASE, SystemTime::now())).await;
-        let started = Instant::now();
-        let mut net = Self {
+        Ok(Self {
             name: builder.name.clone(),
             network_file: dir.join("network.toml"),
             socks: (slice.client(), free_port(slice.client(), 9050)?).into(),
@@ -261,70 +312,30 @@ impl TestNet {
             relays: Vec::new(),
             startup: Duration::ZERO,
             tors: Vec::new(),
-            program: builder.tor.clone(),
-            latency: builder.latency,
-            common,
-            links,
+            chutney: None,
+            links: Vec::new(),
             temporary: None,
             slice,
             _lock: lock,
-            dir: dir.clone(),
-        };
-        say(&format!("starting {} relays", plans.len()));
-        let authorities = usize::from(builder.authorities);
-        for plan in &plans[authorities..] {
-            net.tors.push(net.spawn(&plan.nickname)?);
-        }
-        for (index, plan) in plans[authorities..].iter().enumerate() {
-            let relay = net.identity(plan, index).await?;
-            net.relays.push(relay);
-        }
-        let bandwidths = torrc::bandwidths(&net.relays, SystemTime::now());
-        fs::write(&net.common.bandwidths, bandwidths)
-            .map_err(TestNetError::file("write", &net.common.bandwidths))?;
-        tokio::time::sleep(AUTHORITIES_AFTER.saturating_sub(started.elapsed())).await;
-        for (index, plan) in plans[..authorities].iter().enumerate() {
-            net.tors.insert(index, net.spawn(&plan.nickname)?); // tors are in the order of plans
-        }
-        for (index, plan) in plans[..authorities].iter().enumerate() {
-            let relay = net.identity(plan, index).await?;
-            net.relays.insert(index, relay);
-        }
-
-        say("waiting for a consensus that lists every relay");
-        let consensuses: Vec<PathBuf> = plans
-            .iter()
-            .filter(|plan| plan.role == Role::Authority)
-            .map(|plan| nodes.join(&plan.nickname).join("data/cached-microdesc-consensus"))
-            .collect();
-        let listed: Vec<String> = net.relays.iter().map(|r| format!("\nr {} ", r.nickname)).collect();
-        net.wait_for("a consensus that lists every relay", 0, || {
-            consensuses.iter().all(|path| contains_all(std::slice::from_ref(path), &listed))
+            program: builder.tor.clone(),
+            latency: builder.latency,
+            common,
+            dir,
         })
-        .await?;
+    }
 
-        say("waiting for the relays to fetch it");
-        // SIGHUP makes them forget that nobody had a consensus when they first asked.
-        for tor in net.tors.iter_mut().skip(authorities) {
-            tor.signal(Signal::SIGHUP);
-        }
-        let ids: Vec<String> = net.relays.iter().map(|r| format!("id ed25519 {}\n", r.ed_identity)).collect();
-        for (index, plan) in plans.iter().enumerate().skip(authorities) {
-            let data = nodes.join(&plan.nickname).join("data");
-            let caches = [data.join("cached-microdescs"), data.join("cached-microdescs.new")];
-            let what = format!("{} to fetch all microdescriptors", plan.nickname);
-            net.wait_for(&what, index, || contains_all(&caches, &ids)).await?;
-        }
-        let v3idents: Vec<String> =
-            plans.iter().filter_map(|p| Some(p.keys.as_ref()?.v3ident.clone())).collect();
-        fs::write(&net.network_file, arti::network_file(&net.relays, &v3idents))
-            .map_err(TestNetError::file("write", &net.network_file))?;
+    /// What authorities vote for as the bandwidth of the relays that are known so far.
+    fn write_bandwidths(&self) -> Result<(), TestNetError> {
+        let path = &self.common.bandwidths;
+        let text = torrc::bandwidths(&self.relays, SystemTime::now());
+        fs::write(path, text).map_err(TestNetError::file("write", path))
+    }
 
-        say("starting the plain Tor client");
-        let (socks, control) = (net.socks, net.control);
-        net.add("client", |common, data| torrc::client(common, data, socks, control)).await?;
-        net.startup = begun.elapsed();
-        Ok(net)
+    fn write_network_file(&self) -> Result<(), TestNetError> {
+        let v3idents: Vec<&str> =
+            self.common.authorities.iter().filter_map(|line| torrc::v3ident(line)).collect();
+        fs::write(&self.network_file, arti::network_file(&self.relays, &v3idents))
+            .map_err(TestNetError::file("write", &self.network_file))
     }
 
     /// The folder with the network's files: `nodes/NAME/log` above all.
@@ -409,35 +420,14 @@ impl TestNet {
             tokio::time::sleep(TICK).await;
         }
         self.tors.clear(); // kills the rest
+        if let Some(chutney) = &self.chutney {
+            chutney.stop().await?;
+        }
         if let Some(temporary) = self.temporary.take() {
             let path = temporary.path().to_owned();
             temporary.close().map_err(TestNetError::file("remove", path))?;
         }
         Ok(())
-    }
-
-    /// Waits until `done`, for as long as every tor runs. `index` says whose log tells more.
-    async fn wait_for(
-        &mut self,
-        what: &str,
-        index: usize,
-        mut done: impl FnMut() -> bool,
-    ) -> Result<(), TestNetError> {
-        let start = Instant::now();
-        loop {
-            if done() {
-                return Ok(());
-            }
-            self.check()?;
-            if start.elapsed() > PATIENCE {
-                return Err(TestNetError::TimedOut {
-                    what: what.to_owned(),
-                    waited: PATIENCE,
-                    log: self.tors.get(index).map_or_else(|| self.dir.clone(), |tor| tor.log.clone()),
-                });
-            }
-            tokio::time::sleep(TICK).await;
-        }
     }
 
     /// The folder of one node.
@@ -462,15 +452,15 @@ impl TestNet {
         write_torrc(&dir, &torrc(&self.common, &data))?;
         self.tors.push(self.spawn(name)?);
         let log = dir.join("log");
-        self.wait_for(&format!("{name} to say Bootstrapped 100%"), self.tors.len() - 1, || {
+        self.wait_for(&format!("{name} to say Bootstrapped 100%"), name, || {
             contains_all(std::slice::from_ref(&log), &["Bootstrapped 100%".into()])
         })
         .await?;
         Ok(data)
     }
 
-    /// Reads the identities that a relay has made for itself, as soon as it has. `index` is that of its tor.
-    async fn identity(&mut self, plan: &Plan, index: usize) -> Result<RelayInfo, TestNetError> {
+    /// Reads the identities that a relay has made for itself, as soon as it has.
+    async fn identity(&mut self, plan: &Plan) -> Result<RelayInfo, TestNetError> {
         let data = self.node_dir(&plan.nickname).join("data");
         let identity = |file: &str| -> Option<String> {
             let text = fs::read_to_string(data.join(file)).ok()?;
@@ -478,7 +468,7 @@ impl TestNet {
             Some(text.strip_suffix('\n')?.split_once(' ')?.1.to_owned())
         };
         let mut found = None;
-        self.wait_for(&format!("the keys of {}", plan.nickname), index, || {
+        self.wait_for(&format!("the keys of {}", plan.nickname), &plan.nickname, || {
             found = identity("fingerprint").zip(identity("fingerprint-ed25519"));
             found.is_some()
         })
@@ -536,53 +526,4 @@ async fn authority_keys(builder: &TestNetBuilder, dir: &Path) -> Result<Vec<Auth
 fn write_torrc(dir: &Path, text: &str) -> Result<(), TestNetError> {
     let path = dir.join("torrc");
     fs::write(&path, text).map_err(TestNetError::file("write", &path))
-}
-
-/// How long to wait for a phase of the initial voting interval, which follows the clock.
-///
-/// Authorities vote 3 s into each interval of 5 s (tor cuts both delays to 1 s), and vote late when they start
-/// in the last 2 s. So they start just before an interval's end and vote 3.7 s later. Relays upload their
-/// descriptors 2.3 to 3.1 s after their own start, or later on a busy machine, so they start a second before
-/// the authorities: a vote that comes too early costs a whole interval, and the next is longer.
-fn until_phase(phase: Duration, now: SystemTime) -> Duration {
-    let interval = u128::from(torrc::INITIAL_VOTING_INTERVAL) * 1000;
-    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let wait = (phase.as_millis() + interval - now % interval) % interval;
-    Duration::from_millis(u64::try_from(wait).unwrap_or_default())
-}
-
-/// Whether the files together contain every string. A missing file is an empty one.
-fn contains_all(files: &[PathBuf], wanted: &[String]) -> bool {
-    let mut missing: HashSet<&String> = wanted.iter().collect();
-    for file in files {
-        let bytes = fs::read(file).unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes);
-        missing.retain(|wanted| !text.contains(wanted.as_str()));
-    }
-    missing.is_empty()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn start_phase_is_always_ahead() {
-        let phase = Duration::from_millis(2400);
-        let at = |ms| until_phase(phase, UNIX_EPOCH + Duration::from_millis(ms));
-        assert_eq!(at(1_000_000_002_400), Duration::ZERO);
-        assert_eq!(at(1_000_000_002_500), Duration::from_millis(4900));
-        assert_eq!(at(1_000_000_000_000), Duration::from_millis(2400));
-    }
-
-    #[test]
-    fn files_are_searched_together() {
-        let dir = tempfile::tempdir().unwrap();
-        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-        fs::write(&a, "one\n").unwrap();
-        let wanted = ["one".to_owned(), "two".to_owned()];
-        assert!(!contains_all(&[a.clone(), b.clone()], &wanted));
-        fs::write(&b, "two\n").unwrap();
-        assert!(contains_all(&[a, b], &wanted));
-    }
 }

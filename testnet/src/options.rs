@@ -48,6 +48,9 @@ pub(crate) struct NetworkOptions {
     /// Ports of the origins.
     #[arg(long, value_enum, default_value_t = PortChoice::Auto)]
     ports: PortChoice,
+    /// Have Chutney run this network file, which says what relays there are; $CHUTNEY_PATH is its checkout.
+    #[arg(long, value_name = "NETWORK_FILE", env = "TESTNET_CHUTNEY")]
+    chutney: Option<PathBuf>,
 }
 
 /// Ports of the origins.
@@ -70,6 +73,10 @@ impl NetworkOptions {
             .middles(self.middles)
             .exits(self.exits)
             .progress(say);
+        let builder = match &self.chutney {
+            Some(network) => builder.chutney(network),
+            None => builder,
+        };
         self.params.iter().fold(builder, |builder, (name, value)| builder.consensus_param(name, *value))
     }
 
@@ -102,7 +109,13 @@ impl NetworkOptions {
         ];
         args.extend(ports.map(|ports| format!("--ports={ports}")));
         args.extend(self.params.iter().map(|(name, value)| format!("--param={name}={value}")));
-        args.into_iter().map(OsString::from).collect()
+        let mut args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
+        if let Some(network) = &self.chutney {
+            // The supervisor has another working directory.
+            let network = std::path::absolute(network).unwrap_or_else(|_| network.clone());
+            args.extend(["--chutney".into(), network.into()]);
+        }
+        args
     }
 }
 
@@ -141,8 +154,15 @@ mod tests {
 
     #[test]
     fn arguments_survive_the_way_to_the_supervisor() {
-        let args =
-            ["x", "--latency=1500us", "--scheduler=vanilla", "--exits=3", "--param=a=-1", "--ports=web"];
+        let args = [
+            "x",
+            "--latency=1500us",
+            "--scheduler=vanilla",
+            "--exits=3",
+            "--param=a=-1",
+            "--ports=web",
+            "--chutney=/n",
+        ];
         let first = Only::try_parse_from(args).unwrap().network;
         let again = first.to_args();
         let second = Only::try_parse_from(std::iter::once("x".into()).chain(again)).unwrap().network;

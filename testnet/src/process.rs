@@ -3,9 +3,11 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,9 +19,18 @@ use crate::error::TestNetError;
 pub(crate) struct Tor {
     pub(crate) name: String,
     pub(crate) log: PathBuf,
-    child: Child,
-    /// tor exits when this closes, so even a SIGKILL of this process leaves nothing behind.
-    _owner: UnixStream,
+    process: Process,
+}
+
+#[derive(Debug)]
+enum Process {
+    Ours {
+        child: Child,
+        /// tor exits when this closes, so even a SIGKILL of this process leaves nothing behind.
+        _owner: UnixStream,
+    },
+    /// Started by another program. Its id counts as long as its command line names this configuration.
+    Others { pid: u32, torrc: PathBuf },
 }
 
 impl Tor {
@@ -39,35 +50,52 @@ impl Tor {
             .stderr(err)
             .spawn()
             .map_err(|source| failed_to_run(program, source))?;
-        Ok(Self { name: name.to_owned(), log, child, _owner: ours })
+        let process = Process::Ours { child, _owner: ours };
+        Ok(Self { name: name.to_owned(), log, process })
+    }
+
+    /// Takes over a tor that another program started with this torrc. It ends with this value, like any other.
+    pub(crate) fn adopt(name: &str, log: PathBuf, pid: u32, torrc: PathBuf) -> Self {
+        Self { name: name.to_owned(), log, process: Process::Others { pid, torrc } }
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        match &self.process {
+            Process::Ours { child, .. } => child.id(),
+            Process::Others { pid, .. } => *pid,
+        }
     }
 
     /// An error once the process has ended.
     pub(crate) fn check(&mut self) -> Result<(), TestNetError> {
-        match self.child.try_wait() {
-            Ok(None) => Ok(()),
-            Ok(Some(status)) => Err(TestNetError::ExitedEarly {
-                name: self.name.clone(),
-                status: status.to_string(),
-                last_lines: last_complaints(&self.log),
-                log: self.log.clone(),
-            }),
-            Err(source) => Err(TestNetError::file("wait for", &self.log)(source)),
-        }
+        let status = match &mut self.process {
+            Process::Ours { child, .. } => match child.try_wait() {
+                Ok(None) => return Ok(()),
+                Ok(Some(status)) => status.to_string(),
+                Err(source) => return Err(TestNetError::file("wait for", &self.log)(source)),
+            },
+            Process::Others { pid, torrc } if runs_with(*pid, torrc) => return Ok(()),
+            Process::Others { .. } => "exit status unknown".into(),
+        };
+        Err(TestNetError::ExitedEarly {
+            name: self.name.clone(),
+            status,
+            last_lines: last_complaints(&self.log),
+            log: self.log.clone(),
+        })
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
+        match &mut self.process {
+            Process::Ours { child, .. } => !matches!(child.try_wait(), Ok(None)),
+            Process::Others { pid, torrc } => !runs_with(*pid, torrc),
+        }
     }
 
     /// Sends a signal, unless the process has ended and its id may be someone else's.
     pub(crate) fn signal(&mut self, signal: Signal) {
         if !self.has_ended()
-            && let Ok(pid) = i32::try_from(self.child.id())
+            && let Ok(pid) = i32::try_from(self.pid())
         {
             let _ = kill(Pid::from_raw(pid), signal);
         }
@@ -76,9 +104,25 @@ impl Tor {
 
 impl Drop for Tor {
     fn drop(&mut self) {
-        let _ = self.child.kill(); // does nothing when it has ended
-        let _ = self.child.wait();
+        self.signal(Signal::SIGKILL);
+        if let Process::Ours { child, .. } = &mut self.process {
+            let _ = child.wait();
+            return;
+        }
+        // What is not our child cannot be waited for; that it is killed is a matter of moments.
+        for _ in 0..200 {
+            if self.has_ended() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
+}
+
+/// Whether this process has this file among its arguments. One that has ended has none.
+fn runs_with(pid: u32, torrc: &Path) -> bool {
+    let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    args.split(|byte| *byte == 0).any(|arg| arg == torrc.as_os_str().as_bytes())
 }
 
 /// Runs a program to its end, with `input` on its standard input.
@@ -98,7 +142,7 @@ pub(crate) fn run(command: &mut Command, input: File) -> Result<String, TestNetE
     })
 }
 
-fn failed_to_run(program: &Path, source: io::Error) -> TestNetError {
+pub(crate) fn failed_to_run(program: &Path, source: io::Error) -> TestNetError {
     match source.kind() {
         io::ErrorKind::NotFound => TestNetError::MissingProgram { program: program.to_owned() },
         _ => TestNetError::file("run", program)(source),
@@ -128,6 +172,24 @@ mod tests {
         assert_eq!(last_complaints(&log), ["[warn] b", "[err] d"]);
         std::fs::write(&log, "1\n2\n").unwrap();
         assert_eq!(last_complaints(&log), ["1", "2"]);
+    }
+
+    #[test]
+    fn adopted_process_is_signalled_only_while_it_has_its_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let (torrc, other) = (dir.path().join("torrc"), dir.path().join("other"));
+        let mut sh = Command::new("sh");
+        let mut stranger = sh.args(["-c", "read line"]).arg(&torrc).stdin(Stdio::piped()).spawn().unwrap();
+        let pid = stranger.id();
+        let adopt = |torrc: &Path| Tor::adopt("n", dir.path().join("log"), pid, torrc.into());
+        let mut mistaken = adopt(&other);
+        assert!(mistaken.has_ended() && mistaken.check().is_err());
+        drop(mistaken);
+        assert!(stranger.try_wait().unwrap().is_none(), "a stranger was killed");
+        let mut adopted = adopt(&torrc);
+        assert!(!adopted.has_ended() && adopted.check().is_ok());
+        drop(adopted);
+        assert!(stranger.try_wait().unwrap().is_some());
     }
 
     #[test]

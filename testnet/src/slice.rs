@@ -60,6 +60,11 @@ impl Slice {
         Err(TestNetError::NoFreeSlice)
     }
 
+    /// What all its addresses begin with, such as `127.64`.
+    pub(crate) fn prefix(&self) -> String {
+        format!("127.{}", self.n)
+    }
+
     /// The address of the `index`-th node of a role.
     pub(crate) fn node(&self, role: Role, index: u8) -> Ipv4Addr {
         let third = match role {

@@ -111,6 +111,11 @@ pub(crate) fn dir_authority(relay: &Relay<'_>, dirport: u16, v3ident: &str, rsa_
     )
 }
 
+/// The identity that signs votes, of a `DirAuthority` value.
+pub(crate) fn v3ident(dir_authority: &str) -> Option<&str> {
+    dir_authority.split(' ').find_map(|word| word.strip_prefix("v3ident="))
+}
+
 /// Configuration of an authority, a middle or an exit.
 pub(crate) fn relay(common: &Common, data: &Path, relay: &Relay<'_>) -> String {
     let mut text = head(common, data);
@@ -210,17 +215,19 @@ fn head(common: &Common, data: &Path) -> String {
     line(&mut text, "__OwningControllerProcess", common.owner_pid);
     // Standard input is a socket to the owner; tor exits when it closes, long before it polls the process.
     line(&mut text, "__OwningControllerFD", 0);
-    match common.scheduler {
-        Scheduler::Kist(ms) => {
-            line(&mut text, "Schedulers", "KIST");
-            line(&mut text, "KISTSchedRunInterval", format_args!("{ms} msec"));
-        }
-        Scheduler::Vanilla => line(&mut text, "Schedulers", "Vanilla"),
-    }
+    text += &scheduler(common.scheduler);
     for authority in &common.authorities {
         line(&mut text, "DirAuthority", authority);
     }
     text
+}
+
+/// How a tor schedules its writes.
+pub(crate) fn scheduler(scheduler: Scheduler) -> String {
+    match scheduler {
+        Scheduler::Kist(ms) => format!("Schedulers KIST\nKISTSchedRunInterval {ms} msec\n"),
+        Scheduler::Vanilla => "Schedulers Vanilla\n".into(),
+    }
 }
 
 fn line(text: &mut String, key: &str, value: impl std::fmt::Display) {
@@ -228,7 +235,7 @@ fn line(text: &mut String, key: &str, value: impl std::fmt::Display) {
 }
 
 /// A path as a torrc string, which knows the escapes of C.
-fn quoted(path: &Path) -> String {
+pub(crate) fn quoted(path: &Path) -> String {
     let escaped = path.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{escaped}\"")
 }

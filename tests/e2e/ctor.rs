@@ -1,181 +1,150 @@
-//! Clients with C tor, as distributions ship it.
+//! C tor as distributions ship it, with `eebt attach` beside it.
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
-use testnet::Role;
-use tests::{Lab, Running, binary, curl};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpStream;
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use tests::{Bridge, CTor, Lab, Running, binary};
 use tokio::process::Command;
-use tokio::time::timeout;
 
 use crate::Suite;
 
 pub fn cases(suite: &mut Suite) {
+    suite.case("eebt attach opens a page for a C tor, and leaves it as it was", async |lab| {
+        let (bridge, tor) = (lab.bridge().run().await?, lab.ctor("tor".as_ref(), "").await?);
+        let (blocking, open) = (lab.origins.blocking_tor_exits(), lab.origins.open());
+        let before = settings(&tor).await?;
+        ensure!(tor.way.get(&blocking.url("/")).await?.status == 403);
+
+        let mut attached = attach(lab, &tor, &[&bridge]).await?;
+        for person in 0..4 {
+            // Each by a circuit of his own, more of them than are kept ready.
+            let page = tor.way.get_as(&format!("person{person}"), &blocking.url("/")).await?;
+            ensure!(page.status == 200, "{page:?}");
+            ensure!(blocking.last_peer_ip() == Some(bridge.ip), "{:?}", blocking.last_peer_ip());
+        }
+        // What was not chosen goes on as before.
+        ensure!(tor.way.get(&open.url("/")).await?.status == 200);
+        ensure!(open.last_peer_ip() == Some(lab.net.exit_egress_ip()), "{:?}", open.last_peer_ip());
+
+        attached.signal(Signal::SIGINT);
+        ensure!(attached.exit_code(Duration::from_secs(20)).await? == Some(0), "{}", attached.stderr());
+        let after = settings(&tor).await?;
+        ensure!(after == before, "{after}");
+        ensure!(tor.way.get(&blocking.url("/")).await?.status == 403);
+        Ok(())
+    });
+
+    suite.case("what eebt attach changed is undone after kill -9", async |lab| {
+        let (bridge, tor) = (lab.bridge().run().await?, lab.ctor("tor".as_ref(), "").await?);
+        let operator = lab.operator();
+        let origin = lab.origins.blocking_tor_exits();
+        let (before, hosts) = (settings(&tor).await?, [origin.addr().ip().to_string()]);
+        let mut attached = operator.attach(&tor, &[&bridge.line], &hosts, &[]).await?;
+        attached.signal(Signal::SIGKILL);
+        attached.exit_code(Duration::from_secs(5)).await?;
+        // Nothing hangs and nothing leaks: tor knows where that host leads to.
+        let page = tor.way.get(&origin.url("/")).await?;
+        ensure!(page.status == 200 && origin.last_peer_ip() == Some(bridge.ip), "{page:?}");
+        ensure!(settings(&tor).await? != before);
+        // No host is in the record; whom a person visits is nobody's business.
+        for entry in std::fs::read_dir(operator.state.join("attach"))?.flatten() {
+            if entry.path().is_file() {
+                ensure!(!std::fs::read_to_string(entry.path())?.contains(&hosts[0]), "{:?}", entry.path());
+            }
+        }
+        let undone = operator.run(&["attach", "--undo", "--json"]).await?;
+        ensure!(undone.trim() == r#"{"undone":1}"#, "{undone}");
+        ensure!(settings(&tor).await? == before);
+
+        // A second run does so, too, and goes on from there.
+        let mut killed = operator.attach(&tor, &[&bridge.line], &hosts, &[]).await?;
+        killed.signal(Signal::SIGKILL);
+        killed.exit_code(Duration::from_secs(5)).await?;
+        let mut second = operator.attach(&tor, &[&bridge.line], &hosts, &[]).await?;
+        let Err(error) = operator.attach(&tor, &[&bridge.line], &hosts, &[]).await else {
+            anyhow::bail!("two are attached");
+        };
+        ensure!(format!("{error:#}").contains("another `eebt attach`"), "{error:#}");
+        second.signal(Signal::SIGTERM);
+        ensure!(second.exit_code(Duration::from_secs(20)).await? == Some(0), "{}", second.stderr());
+        ensure!(settings(&tor).await? == before);
+        Ok(())
+    });
+
+    suite.case("eebt attach sets again what a tor forgets when it reads its torrc", async |lab| {
+        let (bridge, tor) = (lab.bridge().run().await?, lab.ctor("tor".as_ref(), "").await?);
+        let attached = attach(lab, &tor, &[&bridge]).await?;
+        tor.process.signal(Signal::SIGHUP);
+        said(&attached, r#"{"set_again":true}"#).await?;
+        let page = tor.way.get(&lab.origins.blocking_tor_exits().url("/")).await?;
+        ensure!(page.status == 200, "{page:?}");
+        Ok(())
+    });
+
+    suite.case("another exit bridge takes over the hosts of one that died", async |lab| {
+        let tor = lab.ctor("tor".as_ref(), "").await?;
+        let origin = lab.origins.blocking_tor_exits();
+        let (one, other) = (lab.bridge().run().await?, lab.bridge().run().await?);
+        let attached = attach(lab, &tor, &[&one, &other]).await?;
+        ensure!(tor.way.get(&origin.url("/")).await?.status == 200);
+        let (dies, lives) = if origin.last_peer_ip() == Some(one.ip) { (one, other) } else { (other, one) };
+        drop(dies);
+        said(&attached, r#""serves":false"#).await?;
+        let page = tor.way.get_as("later", &origin.url("/")).await?;
+        ensure!(page.status == 200 && origin.last_peer_ip() == Some(lives.ip), "{page:?}");
+        drop(lives);
+        // None is left, and no Tor exit gets it.
+        let seen = origin.last_peer_ip();
+        let page = tor.way.curl(&origin.url("/"), &["--max-time", "8"]).await?;
+        ensure!(page.status == 0 && origin.last_peer_ip() == seen, "{page:?}");
+        Ok(())
+    });
+
     suite.case(
-        "an unmodified C tor extends a circuit to an exit bridge by its server descriptor",
+        "eebt attach takes a server descriptor from a file, and none that is another's",
         async |lab| {
+            let tor = lab.ctor("tor".as_ref(), "UseMicrodescriptors 0\n").await?;
+            let (bridge, stranger) = (lab.bridge().run().await?, lab.bridge().run().await?);
             let origin = lab.origins.blocking_tor_exits();
-            let bridge = lab.bridge().run().await?;
+            let file = lab.folder("descriptor").join("descriptor");
             let described = Command::new(binary("eebt-bridge"))
                 .args(["descriptor", "--config"])
                 .arg(&bridge.config)
                 .output()
                 .await?;
             ensure!(described.status.success(), "{described:?}");
-            let descriptor = String::from_utf8(described.stdout)?;
-
-            let tor = CTor::start(lab).await?;
-            let mut control = tor.control().await?;
-            // Circuits are built and streams attached by hand here.
-            control.ask("SETCONF __LeaveStreamsUnattached=1").await?;
-            control.ask("SETEVENTS STREAM CIRC").await?;
-            let posted = format!(
-                "+POSTDESCRIPTOR purpose=controller cache=no\r\n{}\r\n.",
-                descriptor.replace('\n', "\r\n")
-            );
-            control.ask(&posted).await?;
-            let fingerprint =
-                descriptor.lines().find_map(|line| line.strip_prefix("fingerprint ")).context("none")?;
-            let fingerprint = fingerprint.replace(' ', "");
-            ensure!(
-                control
-                    .ask(&format!("GETINFO desc/id/{fingerprint}"))
-                    .await?
-                    .contains("platform eebt-bridge")
-            );
-
-            let relay = |role: Role| {
-                let mut relays = lab.net.relays().iter();
-                relays
-                    .find(|relay| relay.role == role)
-                    .map(|relay| relay.rsa_identity.clone())
-                    .context("no relay")
-            };
-            // Two that are no exits: an exit bridge lets no others in.
-            let (first, second) = (relay(Role::Middle)?, relay(Role::Authority)?);
-            let extended = control.ask(&format!("EXTENDCIRCUIT 0 {first},{second},{fingerprint}")).await?;
-            let circuit = extended.split_whitespace().last().context("no circuit")?.to_owned();
-            control.event(&format!("CIRC {circuit} BUILT")).await?;
-
-            let (proxy, dir) = (format!("socks5h://{}", tor.socks), lab.folder("fetch"));
-            let url = origin.url("/");
-            let fetch = tokio::spawn(async move { curl(&proxy, &url, &[], &dir).await });
-            let new = control.event(" NEW ").await?;
-            let stream = new.split_whitespace().nth(2).context("no stream")?;
-            control.ask(&format!("ATTACHSTREAM {stream} {circuit}")).await?;
-            let page = fetch.await??;
-            ensure!(page.status == 200, "{page:?}");
-            ensure!(origin.last_peer_ip() == Some(bridge.ip), "the origin saw {:?}", origin.last_peer_ip());
+            std::fs::write(&file, described.stdout)?;
+            // Nobody to ask: not a program that could, so the file must do.
+            let more = ["--descriptor", file.to_str().context("path")?, "--client-binary", "/bin/false"];
+            let hosts = [origin.addr().ip().to_string()];
+            let attached = lab.operator().attach(&tor, &[&bridge.line], &hosts, &more).await?;
+            ensure!(attached.stdout().contains(r#""whole_descriptors":false"#), "{}", attached.stdout());
+            ensure!(tor.way.get(&origin.url("/")).await?.status == 200);
+            let wrong = lab.operator().attach(&tor, &[&stranger.line], &hosts, &more).await;
+            ensure!(wrong.is_err(), "a descriptor that is another's was taken");
             Ok(())
         },
     );
 }
 
-/// A client of its own, with whole descriptors and not microdescriptors, for an unlisted relay has none of these.
-struct CTor {
-    _process: Running,
-    socks: SocketAddr,
-    control: SocketAddr,
-    cookie: std::path::PathBuf,
+async fn attach(lab: &Lab, tor: &CTor, bridges: &[&Bridge]) -> anyhow::Result<Running> {
+    let lines: Vec<_> = bridges.iter().map(|bridge| &bridge.line).collect();
+    let hosts = [lab.origins.blocking_tor_exits().addr().ip().to_string()];
+    lab.operator().attach(tor, &lines, &hosts, &[]).await
 }
 
-impl CTor {
-    async fn start(lab: &Lab) -> anyhow::Result<Self> {
-        let dir = lab.folder("tor");
-        let free = || std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let (socks, control) = (free()?, free()?);
-        let known = std::fs::read_to_string(lab.net.dir().join("nodes/client/torrc"))?;
-        let ours = ["DataDirectory", "SocksPort", "ControlPort", "__OwningController"];
-        let mut torrc: String = known
-            .lines()
-            .filter(|line| !ours.iter().any(|key| line.starts_with(key)))
-            .map(|line| format!("{line}\n"))
-            .collect();
-        torrc += &format!(
-            "DataDirectory {}\nSocksPort {socks}\nControlPort {control}\n",
-            dir.join("data").display()
-        );
-        torrc += "UseMicrodescriptors 0\n";
-        std::fs::write(dir.join("torrc"), torrc)?;
-        let mut command = Command::new("tor");
-        command.arg("--quiet").arg("-f").arg(dir.join("torrc"));
-        let tor = Self {
-            _process: Running::start(command, &dir)?,
-            socks,
-            control,
-            cookie: dir.join("data/control_auth_cookie"),
-        };
-        for _ in 0..120 {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let Ok(mut control) = tor.control().await else { continue };
-            if control.ask("GETINFO status/bootstrap-phase").await?.contains("PROGRESS=100") {
-                return Ok(tor);
-            }
-        }
-        bail!("C tor does not bootstrap")
-    }
-
-    async fn control(&self) -> anyhow::Result<Control> {
-        let cookie = data_encoding::HEXLOWER.encode(&std::fs::read(&self.cookie)?);
-        let stream = TcpStream::connect(self.control).await?;
-        let mut control = Control { stream: BufReader::new(stream), events: Vec::new() };
-        control.ask(&format!("AUTHENTICATE {cookie}")).await?;
-        Ok(control)
-    }
+/// All that a tor is set to.
+async fn settings(tor: &CTor) -> anyhow::Result<String> {
+    tor.control().await?.ask("GETINFO config-text").await
 }
 
-/// A connection to its control port (control-spec).
-struct Control {
-    stream: BufReader<TcpStream>,
-    events: Vec<String>,
-}
-
-impl Control {
-    async fn line(&mut self) -> anyhow::Result<String> {
-        let mut line = String::new();
-        let read = timeout(Duration::from_secs(30), self.stream.read_line(&mut line))
-            .await
-            .context("no answer")??;
-        ensure!(read > 0, "the control port closed");
-        Ok(line.trim_end().to_owned())
+/// Waits until it says so.
+async fn said(attached: &Running, what: &str) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while !attached.stdout().contains(what) {
+        ensure!(start.elapsed() < Duration::from_secs(60), "it did not say {what}: {}", attached.stdout());
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-
-    /// Gives a command; its whole answer, which must be a good one.
-    async fn ask(&mut self, command: &str) -> anyhow::Result<String> {
-        self.stream.write_all(format!("{command}\r\n").as_bytes()).await?;
-        let mut answer = String::new();
-        loop {
-            let line = self.line().await?;
-            if line.starts_with("650") {
-                self.events.push(line);
-                continue;
-            }
-            if line.starts_with("250+") {
-                while !answer.ends_with("\n.\n") {
-                    answer = answer + &self.line().await? + "\n";
-                }
-                continue;
-            }
-            ensure!(line.starts_with("250"), "{line}");
-            answer = answer + &line + "\n";
-            if line.starts_with("250 ") {
-                return Ok(answer);
-            }
-        }
-    }
-
-    /// The next event with this text in it.
-    async fn event(&mut self, text: &str) -> anyhow::Result<String> {
-        loop {
-            if let Some(at) = self.events.iter().position(|event| event.contains(text)) {
-                return Ok(self.events.remove(at));
-            }
-            let line = self.line().await?;
-            ensure!(!line.contains(" FAILED ") && !line.contains(" CLOSED "), "{line}");
-            self.events.push(line);
-        }
-    }
+    Ok(())
 }

@@ -435,7 +435,7 @@ async fn logs_nothing(lab: &Lab) -> anyhow::Result<()> {
     }
     let kept = client.dir.join("state/page.url");
     ensure!(std::fs::metadata(&kept)?.permissions().mode() & 0o777 == 0o600);
-    let Client { mut process, dir, .. } = client;
+    let (dir, mut process) = (client.dir.clone(), client.process);
     process.signal(Signal::SIGTERM);
     process.exit_code(Duration::from_secs(10)).await?;
     ensure!(!kept.exists(), "the address is gone with the program");

@@ -22,6 +22,7 @@ mod recipes;
 mod refusals;
 mod selftest;
 mod strangers;
+mod table;
 mod tls;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -149,6 +150,7 @@ fn main() {
     selftest::cases(&mut suite);
     onion::cases(&mut suite);
     ctor::cases(&mut suite);
+    table::cases(&mut suite);
     directory::cases(&mut suite);
     bulk::cases(&mut suite);
     refusals::cases(&mut suite);

@@ -10,7 +10,7 @@ use eebt_bridge::BridgeKeys;
 use eebt_bridge::consensus::Consensus;
 use eebt_bridge::ingress::circuit::CircuitIngress;
 use eebt_bridge::limits::Limits;
-use eebt_proto::BridgeLine;
+use eebt_proto::{BridgeLine, PortSet};
 use eebt_tor::TorRuntime;
 use tests::Lab;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -82,13 +82,14 @@ pub fn cases(suite: &mut Suite) {
     suite.case("relay keys that a stranger made himself get no stream", async |lab| {
         let bridge = lab.bridge().run().await?;
         let stranger = Stranger::start(lab).await?;
-        let keys = BridgeKeys::generate(&lab.folder("stranger").join("keys"))?;
+        let keys = Arc::new(BridgeKeys::generate(&lab.folder("stranger").join("keys"))?);
         // He is a relay by all that a relay needs, but for a place in the consensus.
         let consensus = Consensus::new(stranger.tor.dirmgr()?, Vec::new(), Vec::new());
         let relay = CircuitIngress::new(
             stranger.tor.runtime(),
             &keys,
-            vec![([127, 0, 0, 1], 9001).into()],
+            ([127, 0, 0, 1], 9001).into(),
+            &PortSet::web(),
             &Limits::default(),
             Arc::new(consensus),
             &NetParameters::default(),

@@ -281,7 +281,7 @@ impl<'a> ClientBuilder<'a> {
                 .map(String::from)
         };
         let proxy = process.wait_for("ready line", ready).await?.parse()?;
-        Ok(Client { process, proxy, dir })
+        Ok(Client { process, way: Way { proxy, dir } })
     }
 }
 
@@ -289,9 +289,23 @@ impl<'a> ClientBuilder<'a> {
 pub struct Client {
     /// Its process.
     pub process: Running,
-    /// Its port: SOCKS and HTTP CONNECT.
+    way: Way,
+}
+
+impl std::ops::Deref for Client {
+    type Target = Way;
+
+    fn deref(&self) -> &Way {
+        &self.way
+    }
+}
+
+/// A way into Tor that programs are given.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// A SOCKS port.
     pub proxy: SocketAddr,
-    /// Its folder.
+    /// The folder of the program behind it.
     pub dir: PathBuf,
 }
 
@@ -335,7 +349,7 @@ impl Fetched {
     }
 }
 
-impl Client {
+impl Way {
     /// Fetches a page over SOCKS5, the host name unresolved.
     pub async fn get(&self, url: &str) -> anyhow::Result<Fetched> {
         curl(&format!("socks5h://{}", self.proxy), url, &[], &self.dir).await

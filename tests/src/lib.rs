@@ -7,6 +7,7 @@
 
 mod browser;
 mod chromium;
+mod ctor;
 pub mod directory;
 mod dns;
 mod lab;
@@ -15,7 +16,8 @@ mod process;
 
 pub use browser::Browser;
 pub use chromium::{Chromium, Look, Node};
+pub use ctor::{CTor, Control, patched_tor};
 pub use dns::Dns;
-pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab, circuit_reach, curl};
+pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab, Way, circuit_reach, curl};
 pub use operator::Operator;
 pub use process::{Running, binary, connections_of, peers_of};

@@ -7,7 +7,7 @@ use anyhow::ensure;
 use eebt_proto::BridgeLine;
 use tokio::process::Command;
 
-use crate::{Lab, binary};
+use crate::{CTor, Lab, Running, binary};
 
 /// Runs `eebt` on a network, with a ledger that nobody else has.
 pub struct Operator<'a> {
@@ -53,6 +53,27 @@ impl Operator<'_> {
         let mut command = self.command(&[verb, "--provider", "local", "--allow-ingress", "127.0.0.1/32"]);
         command.args(["--network", &net, "--address", &range, "--allow-egress", &origin, "--policy", ports]);
         command
+    }
+
+    /// `eebt attach` to a tor, for these hosts, with further arguments; waits until it is.
+    pub async fn attach(
+        &self,
+        tor: &CTor,
+        lines: &[&BridgeLine],
+        hosts: &[String],
+        more: &[&str],
+    ) -> anyhow::Result<Running> {
+        let mut command = self.command(&["attach", "--json", "--control", &tor.control.to_string()]);
+        let dir = self.lab.folder("attach");
+        let file = dir.join("lines");
+        std::fs::write(&file, lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+        command.arg("--bridge-file").arg(file).arg("--network").arg(self.lab.net.network_file()).args(more);
+        for host in hosts {
+            command.args(["--for", host]);
+        }
+        let mut attached = Running::start(command, &dir)?;
+        attached.wait_for("attached", |_, err| err.contains("ready: ").then_some(())).await?;
+        Ok(attached)
     }
 
     /// The same, waited for: the bridge lines that it printed.

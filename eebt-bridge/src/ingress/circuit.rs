@@ -3,13 +3,14 @@
 //! It is nobody's open proxy. A connection is taken only from an address that a relay of the current
 //! consensus has; others are reset before a byte of TLS. A circuit gets streams only when the peer
 //! of its channel proved the Ed25519 identity of such a relay, so the client behind it is at least
-//! one relay away. No circuit is extended any further, and none gets a directory stream.
+//! one relay away. No circuit is extended any further. BEGIN_DIR leads to our own server descriptor and to nothing else.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use eebt_proto::PortSet;
 use eebt_tor::TorRuntime;
 use futures::StreamExt as _;
 use safelog::Sensitive;
@@ -30,6 +31,7 @@ use tor_proto::stream::{
     IncomingStreamRequestContext, IncomingStreamRequestDisposition, IncomingStreamRequestFilter,
 };
 
+use super::directory::OwnDirectory;
 use super::{Incoming, IngressError, serve_circuit};
 use crate::BridgeKeys;
 use crate::consensus::Consensus;
@@ -50,6 +52,7 @@ pub struct CircuitIngress {
     handler: Arc<CreateRequestHandler>,
     circuits: CircuitIncomingStreamReceiver,
     consensus: Arc<Consensus>,
+    directory: Option<Arc<OwnDirectory>>,
     /// Held here because the handler has a weak reference only.
     _no_extend: Arc<NoExtend>,
 }
@@ -61,8 +64,9 @@ impl CircuitIngress {
     /// See [`IngressError`].
     pub fn new(
         runtime: &TorRuntime,
-        keys: &BridgeKeys,
-        advertised: Vec<SocketAddr>,
+        keys: &Arc<BridgeKeys>,
+        address: SocketAddr,
+        ports: &PortSet,
         limits: &Limits,
         consensus: Arc<Consensus>,
         params: &NetParameters,
@@ -73,7 +77,7 @@ impl CircuitIngress {
             .map_err(setup)?;
         let memquota = MemoryQuotaTracker::new(runtime, quota).map_err(setup)?;
         let config = ChanMgrConfig::new(tor_chanmgr::ChannelConfig::default())
-            .with_my_addrs(advertised)
+            .with_my_addrs(vec![address])
             .with_auth_material(keys.channel_auth(std::time::SystemTime::now())?);
         let chanmgr = Arc::new(
             ChanMgr::new(runtime.clone(), config, Dormancy::Active, params, memquota).map_err(setup)?,
@@ -89,11 +93,12 @@ impl CircuitIngress {
             circuit_params(params).map_err(setup)?,
             keys.ntor_keys(),
             Box::new(filter),
-            &[RelayCmd::BEGIN, RelayCmd::RESOLVE],
+            &[RelayCmd::BEGIN, RelayCmd::RESOLVE, RelayCmd::BEGIN_DIR],
         );
         let handler = Arc::new(handler);
         chanmgr.set_create_request_handler(Arc::clone(&handler)).map_err(setup)?;
-        Ok(Self { chanmgr, handler, circuits, consensus, _no_extend: no_extend })
+        let directory = OwnDirectory::new(Arc::clone(keys), address, ports.clone()).map(Arc::new);
+        Ok(Self { chanmgr, handler, circuits, consensus, directory, _no_extend: no_extend })
     }
 
     /// The channels, for whoever needs one of its own.
@@ -111,7 +116,7 @@ impl CircuitIngress {
         shutdown: CancellationToken,
     ) {
         let accepting = accept_channels(&self.chanmgr, listener, &self.consensus, &egress);
-        let circuits = serve_circuits(self.circuits, Arc::clone(&egress));
+        let circuits = serve_circuits(self.circuits, Arc::clone(&egress), self.directory);
         let params = follow_params(&self.handler, provider);
         let housekeeping = async {
             loop {
@@ -245,9 +250,13 @@ fn reset(tcp: TcpStream) {
 }
 
 /// Gives each circuit its own task.
-async fn serve_circuits(mut circuits: CircuitIncomingStreamReceiver, egress: Arc<Egress>) {
+async fn serve_circuits(
+    mut circuits: CircuitIncomingStreamReceiver,
+    egress: Arc<Egress>,
+    directory: Option<Arc<OwnDirectory>>,
+) {
     while let Some(streams) = circuits.next().await {
-        tokio::spawn(serve_circuit(streams.map(Incoming::Circuit), Arc::clone(&egress)));
+        tokio::spawn(serve_circuit(streams.map(Incoming::Circuit), Arc::clone(&egress), directory.clone()));
     }
 }
 

@@ -1,6 +1,7 @@
 //! How streams arrive, and the one way that all of them go from there to [`Egress`](crate::egress).
 
 pub mod circuit;
+mod directory;
 mod net_params;
 pub mod onion;
 mod serve;

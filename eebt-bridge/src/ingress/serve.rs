@@ -1,6 +1,6 @@
 //! One stream, from its request to its end: the same for every ingress.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ use tor_proto::client::stream::DataStream;
 use tor_proto::stream::{IncomingStream, IncomingStreamRequest};
 
 use crate::egress::{Egress, EgressError, Families};
+use crate::ingress::directory::OwnDirectory;
 use crate::limits::{CircuitLimits, OverLimit, TokenBucket};
 use crate::status::Outcome;
 
@@ -24,6 +25,7 @@ const TTL: u32 = 60;
 
 /// One circuit and what it has used up.
 struct Circuit {
+    directory: Option<Arc<OwnDirectory>>,
     limits: Mutex<CircuitLimits>,
     bytes: Arc<Mutex<TokenBucket>>,
     open: Arc<Semaphore>,
@@ -31,9 +33,10 @@ struct Circuit {
 
 impl Circuit {
     /// A circuit that has asked for nothing yet.
-    fn new(egress: &Egress) -> Self {
+    fn new(egress: &Egress, directory: Option<Arc<OwnDirectory>>) -> Self {
         let (limits, now) = (egress.limits(), Instant::now());
         Self {
+            directory,
             limits: Mutex::new(CircuitLimits::new(limits, now)),
             bytes: Arc::new(Mutex::new(TokenBucket::new(limits.bytes, now))),
             open: Arc::new(Semaphore::new(limits.streams_per_circuit as usize)),
@@ -77,7 +80,12 @@ impl Incoming {
     }
 
     async fn reject(self, reason: EndReason) {
-        let end = End::new_with_reason(reason);
+        let end = match reason {
+            // Without an address, a client with C tor would take it for a refusal of everything, and never come back. The
+            // real one may be of a network that is nobody's business; at this one C tor just closes the stream.
+            EndReason::EXITPOLICY => End::new_exitpolicy(Ipv4Addr::UNSPECIFIED.into(), TTL),
+            other => End::new_with_reason(other),
+        };
         match self {
             Self::Circuit(stream) => drop(stream.reject(end).await),
             Self::Onion(stream) => drop(stream.reject(end).await),
@@ -96,9 +104,13 @@ impl Incoming {
 /// The circuit closed before its stream was open.
 struct CircuitGone;
 
-/// Serves the streams of one circuit, each in a task of its own.
-pub(crate) async fn serve_circuit(mut streams: impl Stream<Item = Incoming> + Unpin, egress: Arc<Egress>) {
-    let circuit = Arc::new(Circuit::new(&egress));
+/// Serves the streams of one circuit, each in a task of its own. Without a directory, BEGIN_DIR is refused.
+pub(crate) async fn serve_circuit(
+    mut streams: impl Stream<Item = Incoming> + Unpin,
+    egress: Arc<Egress>,
+    directory: Option<Arc<OwnDirectory>>,
+) {
+    let circuit = Arc::new(Circuit::new(&egress, directory));
     while let Some(stream) = streams.next().await {
         tokio::spawn(serve_stream(stream, Arc::clone(&circuit), Arc::clone(&egress)));
     }
@@ -133,10 +145,25 @@ async fn answer(stream: Incoming, circuit: &Circuit, egress: &Egress) -> Option<
             let answer = answer.unwrap_or_else(|_| Resolved::new_err(true, TTL));
             stream.resolve(answer).await;
         }
+        IncomingStreamRequest::BeginDir(_) => match &circuit.directory {
+            Some(directory) => begin_dir(stream, directory, circuit, egress).await,
+            None => stream.reject(EndReason::NOTDIRECTORY).await,
+        },
         // Not let in by the ingress; an answer all the same.
         _ => stream.reject(EndReason::NOTDIRECTORY).await,
     }
     None
+}
+
+/// A stream to ourselves, held to the same bounds as one to anywhere else.
+async fn begin_dir(stream: Incoming, directory: &OwnDirectory, circuit: &Circuit, egress: &Egress) {
+    let Ok(_room) = circuit.admit(egress, directory.target()) else {
+        egress.status().count(Outcome::OverLimit);
+        return stream.reject(EndReason::RESOURCELIMIT).await;
+    };
+    if let Ok(stream) = stream.accept(Connected::new_empty()).await {
+        directory.serve(stream, egress.limits().connect_timeout).await;
+    }
 }
 
 async fn connect(stream: Incoming, begin: &Begin, circuit: &Circuit, egress: &Egress) -> Option<Open> {

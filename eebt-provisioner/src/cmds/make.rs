@@ -237,7 +237,7 @@ fn absolute(field: &str, path: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// A program of ours, given by this field or found.
-fn program(name: &str, field: &str, given: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
+pub fn program(name: &str, field: &str, given: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
     let found = match given {
         Some(path) => absolute(field, path)?,
         None => machine::find_program(name).ok_or_else(|| Hinted {

@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub mod attach;
 pub mod cost;
 pub mod doctor;
 pub mod down;

@@ -34,6 +34,7 @@ from collections import Counter
 from datetime import datetime
 from urllib.parse import parse_qs
 
+from faults import Faults
 from moto.ec2.models import ec2_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
@@ -62,8 +63,7 @@ class Emulator:
         self.moto = DomainDispatcherApplication(create_backend_app)
         self.lock = threading.RLock()
         self.tokens = {}  # (region, token) -> (parameters, status, body, instance ids)
-        self.faults = []
-        self.faulted = Counter()  # action -> how many of its calls met a fault
+        self.faults = Faults()
         self.processors = 32.0  # the quota
         self.lag = 0
         self.hidden = {}  # instance id -> lists it is still missing from
@@ -98,7 +98,7 @@ class Emulator:
         region = scope.group(1) if scope else "us-east-1"
         self.calls.append((action, region))
         self.prepare(region)
-        fault = self.fault(action)
+        fault = self.faults.of(action)
         if fault == "cut":
             return None
         if fault in ERRORS:
@@ -120,7 +120,7 @@ class Emulator:
     def quota(self, environ):
         action = "servicequotas:GetServiceQuota"
         self.calls.append((action, ""))
-        if self.fault(action) == "denied":
+        if self.faults.of(action) == "denied":
             return 400, b'{"__type": "AccessDeniedException", "Message": "You are not authorized."}'
         return 200, json.dumps({"Quota": {"Value": self.processors}}).encode()
 
@@ -129,18 +129,6 @@ class Emulator:
         environ = dict(environ, **{"wsgi.input": io.BytesIO(data), "CONTENT_LENGTH": str(len(data))})
         body = b"".join(self.moto(environ, lambda status, headers, _=None: seen.update(status=int(status.split()[0]))))
         return seen["status"], body
-
-    def fault(self, action):
-        for fault in self.faults:
-            if fault["action"] != action:
-                continue
-            if fault["skip"] > 0:
-                fault["skip"] -= 1
-            elif fault["times"] != 0:
-                fault["times"] -= 1
-                self.faulted[action] += 1
-                return fault["fault"]
-        return None
 
     def refusal(self, action, region, form):
         """What EC2 refuses and moto does not."""
@@ -234,11 +222,10 @@ class Emulator:
 
     def test(self, what, given):
         if what == "faults":
-            self.faults.append({"skip": 0, "times": 1, **given})
+            self.faults.add(**given)
         elif what == "clear":
             self.faults.clear()
             self.calls.clear()
-            self.faulted.clear()
             self.hidden.clear()
             self.lag = 0
         elif what == "lag":
@@ -282,7 +269,7 @@ class Emulator:
                 if group.name.startswith("eebt-"):
                     ports = [int(rule.from_port) for rule in group.ingress_rules]
                     groups.append({"name": group.name, "region": region, "ports": ports})
-        return {"machines": machines, "groups": groups, "faulted": self.faulted,
+        return {"machines": machines, "groups": groups, "faulted": self.faults.met,
                 "calls": Counter("%s" % a for a, _ in self.calls)}
 
 

@@ -34,6 +34,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from faults import Faults
+
 TOKEN = os.environ["TOKEN"]
 OURS = ["fleet", "id", "attempt", "expires", "cost"]
 PART = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -83,11 +85,10 @@ class Cloud:
         self.leaving = {}  # deleted, and still in the next list
         self.made = 0
         self.tags = set()
-        self.faults = []
+        self.faults = Faults()
         self.lag = 0
         self.late = []  # [lists until then, action, request]
         self.calls = Counter()
-        self.faulted = Counter()  # action -> how many of its calls met a fault
         self.routes = {f"GET /{path}": self.offer for path in sold}
         path, one = self.PATH, self.PATH.removesuffix("s")
         self.routes.update({
@@ -105,7 +106,7 @@ class Cloud:
             request = SimpleNamespace(token=headers["Authorization"], url=f"http://{headers['Host']}{url.path}", path=path,
                                       id=id, query=dict(parse_qsl(url.query)), data=data)
             self.calls[action] += 1
-            fault = self.fault(action)
+            fault = self.faults.of(action)
             if fault == "cut":
                 return None
             if fault == "late":
@@ -127,18 +128,6 @@ class Cloud:
             return self.routes[action](request)
         except Refused as refused:
             return self.error(refused)
-
-    def fault(self, action):
-        for fault in self.faults:
-            if fault["action"] != action:
-                continue
-            if fault["skip"] > 0:
-                fault["skip"] -= 1
-            elif fault["times"] != 0:
-                fault["times"] -= 1
-                self.faulted[action] += 1
-                return fault["fault"]
-        return None
 
     def expect(self, is_so, field, message):
         if not is_so:
@@ -219,11 +208,10 @@ class Cloud:
     def test(self, what, given):
         if what == "faults":
             assert given["action"] in self.routes and given["fault"] in [*self.ERRORS, "lost", "cut", "late"], given
-            self.faults.append({"skip": 0, "times": 1, **given})
+            self.faults.add(**given)
         elif what == "clear":
             self.faults.clear()
             self.calls.clear()
-            self.faulted.clear()
             self.lag = 0
         elif what == "lag":
             self.lag = given["calls"]
@@ -244,7 +232,7 @@ class Cloud:
                      "user_data": m.given.get("user_data", ""), "kind": named(m.kind), "image": named(m.image),
                      "ssh_keys": m.given.get("ssh_keys", [])} for m in self.machines.values()]
         return {"machines": machines, "groups": [], "tags": sorted(self.tags), "calls": dict(self.calls),
-                "faulted": dict(self.faulted), "made": self.made}
+                "faulted": dict(self.faults.met), "made": self.made}
 
 
 class Hetzner(Cloud):

@@ -58,8 +58,7 @@ fn is_our_tor(pid: i32, dir: &Path) -> bool {
     let Ok(cmdline) = std::fs::read(PathBuf::from(format!("/proc/{pid}/cmdline"))) else {
         return false;
     };
-    let nodes = dir.join("nodes");
-    cmdline.split(|b| *b == 0).any(|arg| Path::new(&*String::from_utf8_lossy(arg)).starts_with(&nodes))
+    cmdline.split(|b| *b == 0).any(|arg| Path::new(&*String::from_utf8_lossy(arg)).starts_with(dir))
 }
 
 async fn wait_until(seconds: u64, mut done: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<bool> {

@@ -38,7 +38,7 @@ impl TestNet {
             torrc::relay(common, data, &plan.torrc(&[])) + "PublishServerDescriptor 0\n"
         };
         let data = self.add(name, text).await?;
-        let relay = self.identity(&plan, self.tors.len() - 1).await?;
+        let relay = self.identity(&plan).await?;
         let path = data.join("keys/secret_onion_key_ntor");
         let bytes = fs::read(&path).map_err(TestNetError::file("read", &path))?;
         let ntor = bytes.last_chunk().ok_or(TestNetError::Malformed { path, problem: "it is too short" })?;

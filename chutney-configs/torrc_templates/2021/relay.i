@@ -1,0 +1,4 @@
+# What every relay needs, likewise.
+Address ${ip}
+${orports}
+SocksPort 0

@@ -1,0 +1,165 @@
+//! What was changed at a tor, written down before it is changed, so that whoever comes next can undo it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::AttachError;
+use super::control::{Control, Place};
+use crate::folder::StateDir;
+use crate::locks::{self, LockError};
+
+/// The options that are changed: which hosts go where, and whether tor works with whole descriptors.
+pub(super) const MAP: &str = "MapAddress";
+pub(super) const MICRODESCRIPTORS: &str = "UseMicrodescriptors";
+
+/// How far clocks may drift while a tor runs, in seconds.
+const SAME_START: u64 = 60;
+
+/// What is known of a tor that was changed.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    place: String,
+    pid: String,
+    /// When it was started, in seconds since 1970: another one at the same place was never changed.
+    started: u64,
+    /// Exit bridges that hosts are sent to, by fingerprint. Not the hosts: they are nobody's business.
+    exit_bridges: Vec<String>,
+    /// What `UseMicrodescriptors` was.
+    microdescriptors: Option<String>,
+}
+
+/// The changes at one tor. Only one at a time makes any.
+pub(super) struct Undo {
+    path: PathBuf,
+    record: Record,
+    _lock: File,
+}
+
+impl Undo {
+    /// Begins with a tor that is as others left it; what an `eebt attach` that was killed left is undone first.
+    pub(super) fn begin(
+        dir: &StateDir,
+        place: &Place,
+        control: &mut Control,
+    ) -> Result<(Self, bool), AttachError> {
+        let (path, lock) = (file_of(dir, place, "json"), file_of(dir, place, "lock"));
+        let lock = locks::lock(&lock, Duration::from_secs(2)).map_err(|error| match error {
+            LockError::Held { .. } => AttachError::Attached(place.clone()),
+            other => AttachError::Lock(other),
+        })?;
+        let record = Record {
+            place: place.to_string(),
+            pid: control.get("process/pid")?,
+            started: now().saturating_sub(control.get("uptime")?.parse().unwrap_or(0)),
+            exit_bridges: Vec::new(),
+            microdescriptors: None,
+        };
+        let left = read(&path)
+            .filter(|left| left.pid == record.pid && left.started.abs_diff(record.started) <= SAME_START);
+        let mut undo = Self { path, record, _lock: lock };
+        let found = left.is_some();
+        if let Some(left) = left {
+            undo.record = left;
+        }
+        undo.undo(control)?;
+        Ok((undo, found))
+    }
+
+    /// Hosts are going to be sent to these exit bridges.
+    pub(super) fn will_map<'a>(&mut self, to: impl Iterator<Item = &'a str>) -> Result<(), AttachError> {
+        self.record.exit_bridges = to.map(str::to_owned).collect();
+        self.write()
+    }
+
+    /// `UseMicrodescriptors` is going to be changed, and was this.
+    pub(super) fn will_set_microdescriptors(&mut self, before: String) -> Result<(), AttachError> {
+        self.record.microdescriptors.get_or_insert(before);
+        self.write()
+    }
+
+    /// Is tor to work with whole descriptors, by our doing?
+    pub(super) fn whole_descriptors(&self) -> bool {
+        self.record.microdescriptors.is_some()
+    }
+
+    /// Is this value of `MapAddress` one of ours?
+    pub(super) fn is_ours(&self, value: &str) -> bool {
+        let fingerprint = value.strip_suffix(".exit").and_then(|rest| rest.rsplit('.').next());
+        fingerprint.is_some_and(|found| self.record.exit_bridges.iter().any(|known| known == found))
+    }
+
+    /// Leaves tor as it was found.
+    pub(super) fn undo(&mut self, control: &mut Control) -> Result<(), AttachError> {
+        let mapped = control.option(MAP)?;
+        let others: Vec<String> = mapped.iter().filter(|value| !self.is_ours(value)).cloned().collect();
+        if others != mapped {
+            control.set(MAP, &others)?;
+        }
+        if let Some(before) = &self.record.microdescriptors
+            && control.option(MICRODESCRIPTORS)? == ["0"]
+        {
+            control.set(MICRODESCRIPTORS, std::slice::from_ref(before))?;
+        }
+        self.record.exit_bridges.clear();
+        self.record.microdescriptors = None;
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(AttachError::Remove { path: self.path.clone(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&self) -> Result<(), AttachError> {
+        let text = serde_json::to_string(&self.record)
+            .map_err(|error| AttachError::Remove { path: self.path.clone(), source: error.into() })?;
+        Ok(StateDir::replace_private(&self.path, &text)?)
+    }
+}
+
+/// The tors that an `eebt attach` changed and did not change back. Those that somebody is attached to are among them.
+pub fn left(dir: &StateDir) -> Vec<Place> {
+    let entries = fs::read_dir(dir.attach()).into_iter().flatten().flatten();
+    let records =
+        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json"));
+    records.filter_map(|path| read(&path)?.place.parse().ok()).collect()
+}
+
+/// Forgets a tor that runs no more: it took the changes with it.
+pub fn forget(dir: &StateDir, place: &Place) {
+    let _ = fs::remove_file(file_of(dir, place, "json"));
+}
+
+/// Undoes what is left at one tor.
+///
+/// # Errors
+/// See [`AttachError`].
+pub fn clean(dir: &StateDir, place: &Place, password: Option<&str>) -> Result<(), AttachError> {
+    match Control::connect(place, password) {
+        Err(error) if error.is_gone() => {
+            forget(dir, place);
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+        Ok(mut control) => Undo::begin(dir, place, &mut control).map(drop),
+    }
+}
+
+fn read(path: &Path) -> Option<Record> {
+    serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
+}
+
+fn file_of(dir: &StateDir, place: &Place, extension: &str) -> PathBuf {
+    let name = HEXLOWER.encode(&Sha256::digest(place.to_string())[..8]);
+    dir.attach().join(name).with_extension(extension)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

@@ -1,0 +1,303 @@
+//! `eebt attach`
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use eebt_proto::{BridgeLine, Reach};
+use eebt_provisioner::attach::{
+    AttachError, Attachment, Chosen, Control, ControlError, ExitBridge, News, Place, clean, left,
+};
+use eebt_provisioner::check::server_descriptors;
+use eebt_provisioner::{Fleet, State};
+use serde_json::json;
+
+use super::make::program;
+use super::up::on_signals;
+use crate::print::{Hinted, Printer, Usage};
+
+/// Where tors listen, in the order in which they are looked for: Debian's, a plain one's, Tor Browser's.
+const PLACES: [&str; 3] = ["/run/tor/control", "127.0.0.1:9051", "127.0.0.1:9151"];
+
+/// The chosen hosts leave that tor through exit bridges, or not at all; all else goes on as before. This goes on until
+/// Ctrl-C, and then tor is as it was. If this program is killed, or tor reads its torrc again, see --undo.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A bridge line [default: those of this fleet]
+    #[arg(value_name = "LINE")]
+    lines: Vec<BridgeLine>,
+    /// A file of bridge lines, one a line; `-` for stdin
+    #[arg(long, value_name = "FILE")]
+    bridge_file: Option<PathBuf>,
+    /// What leaves through them: a host, or *.example.com for that domain and all below it (may be repeated)
+    #[arg(long = "for", value_name = "HOST", required_unless_present = "undo")]
+    chosen: Vec<Chosen>,
+    /// Tor's control port or control socket [default: /run/tor/control, 127.0.0.1:9051, 127.0.0.1:9151]
+    #[arg(long, value_name = "ADDRESS:PORT|PATH")]
+    control: Option<Place>,
+    /// A file with the control port's password, where it has no cookie
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// A file with server descriptors, as `eebt-bridge descriptor` prints them; exit bridges that it does not have are
+    /// asked over Tor (may be repeated)
+    #[arg(long = "descriptor", value_name = "FILE")]
+    descriptors: Vec<PathBuf>,
+    /// The program eebt-client, which asks them [default: beside eebt, or in PATH]
+    #[arg(long, value_name = "FILE")]
+    client_binary: Option<PathBuf>,
+    /// Arti settings that name another Tor network, for tests
+    #[arg(long, value_name = "FILE")]
+    network: Option<PathBuf>,
+    /// Only undo what an `eebt attach` that was killed left at tors
+    #[arg(long, conflicts_with_all = ["lines", "bridge_file", "chosen", "descriptors"])]
+    undo: bool,
+    /// Print a JSON document for each thing that happens
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub fn run(self, fleet: &Fleet, printer: &Printer) -> anyhow::Result<()> {
+        let password = self.password_file.as_deref().map(|path| read("--password-file", path)).transpose()?;
+        let password = password.as_deref().map(|text| text.lines().next().unwrap_or_default());
+        if self.undo {
+            return self.undo(fleet, printer, password);
+        }
+        let lines = self.lines(fleet)?;
+        let stop = on_signals()?;
+        let (place, control) = self.connect(password)?;
+        for other in left(fleet.dir()).into_iter().filter(|other| *other != place) {
+            match clean(fleet.dir(), &other, password) {
+                Ok(()) => printer.say(format_args!("undid what was left at {other}")),
+                Err(AttachError::Attached(_)) => {}
+                Err(error) => printer.failed(format_args!("can't undo what was left at {other}: {error}")),
+            }
+        }
+        let exit_bridges = self.exit_bridges(fleet, printer, &lines)?;
+        let progress = |text: &str| printer.progress(text);
+        let begun = Attachment::begin(
+            fleet.dir(),
+            &place,
+            control,
+            exit_bridges,
+            self.chosen.clone(),
+            &stop,
+            &progress,
+        );
+        printer.wipe();
+        let (attachment, found) = begun.map_err(hinted)?;
+        if found {
+            printer.say("undid what an `eebt attach` before had left");
+        }
+        let (version, whole) = attachment.tor();
+        let known: Vec<&str> = attachment.exit_bridges().iter().map(ExitBridge::fingerprint).collect();
+        if self.json {
+            printer.json_line(&json!({ "attached": place.to_string(), "tor": version,
+                "whole_descriptors": whole, "exit_bridges": known }))?;
+        }
+        if whole {
+            printer.say(
+                "this tor takes exit bridges only if it has whole descriptors (UseMicrodescriptors 0); it fetches some \
+                 megabytes of them until this ends",
+            );
+        }
+        printer.say(format_args!(
+            "ready: {} of tor {version} at {place} leave through {} exit {}; Ctrl-C ends it",
+            if self.chosen.len() == 1 { "one host".into() } else { format!("{} hosts", self.chosen.len()) },
+            known.len(),
+            if known.len() == 1 { "bridge" } else { "bridges" },
+        ));
+        let tell = |news: News<'_>| {
+            let (what, text) = match news {
+                News::Serves(exit_bridge) => {
+                    (json!({ "exit_bridge": exit_bridge, "serves": true }), "serves again")
+                }
+                News::Dead(exit_bridge) => {
+                    (json!({ "exit_bridge": exit_bridge, "serves": false }), "does not serve")
+                }
+                News::Ended(exit_bridge) => {
+                    (json!({ "exit_bridge": exit_bridge, "ended": true }), "has ended")
+                }
+                News::SetAgain => {
+                    (json!({ "set_again": true }), "tor's settings were changed, and are set again")
+                }
+            };
+            if self.json {
+                // Who reads may have gone; tor's streams matter more.
+                let _ = printer.json_line(&what);
+            }
+            match what["exit_bridge"].as_str() {
+                Some(fingerprint) => printer.say(format_args!("exit bridge {fingerprint} {text}")),
+                None => printer.say(text),
+            }
+        };
+        attachment.run(&stop, &tell).map_err(hinted)?;
+        printer.say("tor is as it was");
+        Ok(())
+    }
+
+    fn undo(&self, fleet: &Fleet, printer: &Printer, password: Option<&str>) -> anyhow::Result<()> {
+        let places = left(fleet.dir());
+        let places =
+            places.into_iter().filter(|place| self.control.as_ref().is_none_or(|only| only == place));
+        let mut undone = 0;
+        for place in places {
+            clean(fleet.dir(), &place, password).map_err(hinted)?;
+            printer.say(format_args!("tor at {place} is as it was"));
+            undone += 1;
+        }
+        if undone == 0 {
+            printer.say("nothing is left to undo");
+        }
+        if self.json {
+            printer.json_line(&json!({ "undone": undone }))?;
+        }
+        Ok(())
+    }
+
+    /// The lines that were given, or else those of the fleet; of circuit exit bridges that have not ended.
+    fn lines(&self, fleet: &Fleet) -> anyhow::Result<Vec<BridgeLine>> {
+        let mut lines = self.lines.clone();
+        if let Some(path) = &self.bridge_file {
+            let text = read("--bridge-file", path)?;
+            let lines_of_file = text.lines().map(str::trim).enumerate();
+            for (index, line) in lines_of_file.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+            {
+                let wrong = |error| {
+                    let what = format!("--bridge-file: line {}: {error}", index + 1);
+                    Usage::new(what, "copy the whole line, as `eebt up` printed it")
+                };
+                lines.push(line.parse().map_err(wrong)?);
+            }
+        }
+        let given = !lines.is_empty() || self.bridge_file.is_some();
+        if !given {
+            let rows = fleet.ledger().live()?;
+            let serving = rows.iter().filter(|row| row.state == State::Running);
+            lines.extend(serving.filter_map(|row| row.line.as_deref()?.parse().ok()));
+        }
+        let now = SystemTime::now();
+        let (all, ended) = (lines.len(), |line: &BridgeLine| line.expires.is_some_and(|end| end <= now));
+        lines.retain(|line| matches!(line.reach, Reach::Circuit(_)) && !ended(line));
+        if lines.is_empty() {
+            let what = match (all, given) {
+                (0, true) => "LINE: there is no bridge line",
+                (0, false) => "LINE: this fleet has no exit bridges that serve",
+                _ => {
+                    "LINE: tor can use circuit exit bridges only, and none of these is one that has not ended"
+                }
+            };
+            return Err(
+                Usage::new(what, "`eebt up` starts one; an onion exit bridge needs eebt-client").into()
+            );
+        }
+        Ok(lines)
+    }
+
+    fn connect(&self, password: Option<&str>) -> anyhow::Result<(Place, Control)> {
+        let mut places: Vec<Place> = self.control.iter().cloned().collect();
+        if places.is_empty() {
+            places.extend(PLACES.iter().filter_map(|place| place.parse().ok()));
+        }
+        let mut last = None;
+        for place in places {
+            match Control::connect(&place, password) {
+                Ok(control) => return Ok((place, control)),
+                Err(error) if error.is_gone() => last = Some(error),
+                Err(error) => return Err(hinted(error.into())),
+            }
+        }
+        let hint = Some(ControlError::HINT_CONNECT.to_owned());
+        let message = match (&self.control, last) {
+            (Some(_), Some(error)) => eebt_provisioner::causes(&error),
+            _ => format!("--control: no tor listens for controllers at {}", PLACES.join(", ")),
+        };
+        Err(Hinted { message, hint }.into())
+    }
+
+    /// The exit bridges whose server descriptor could be had.
+    fn exit_bridges(
+        &self,
+        fleet: &Fleet,
+        printer: &Printer,
+        lines: &[BridgeLine],
+    ) -> anyhow::Result<Vec<ExitBridge>> {
+        let mut texts = String::new();
+        for path in &self.descriptors {
+            texts += &read("--descriptor", path)?;
+            texts.push('\n');
+        }
+        let (mut found, missing) = matched(lines, &texts);
+        let mut why = String::new();
+        if !missing.is_empty() {
+            printer.progress("asking exit bridges for their server descriptors, over Tor");
+            let program = program("eebt-client", "--client-binary", self.client_binary.as_ref())?;
+            let missing: Vec<BridgeLine> = missing.into_iter().map(|(line, _)| line.clone()).collect();
+            let state = fleet.dir().attach().join("tor");
+            let (texts, said) = server_descriptors(&program, &state, self.network.as_deref(), &missing)?;
+            why = said;
+            let (more, still) = matched(&missing, &texts);
+            found.extend(more);
+            printer.wipe();
+            for (_, why) in still {
+                printer.failed(format_args!("an exit bridge is left out: {why}"));
+            }
+        }
+        if found.is_empty() {
+            // It names no exit bridge; control characters could do things to a terminal.
+            let why = why.replace(|c: char| c.is_control() && c != '\n', "");
+            let last = why
+                .lines()
+                .rfind(|line| !line.starts_with("hint: "))
+                .unwrap_or("eebt-client does not say why");
+            return Err(Hinted {
+                message: format!("no exit bridge gave its server descriptor: {}", last.trim_start_matches("eebt-client: ")),
+                hint: Some("does it serve? its operator can give you what `eebt-bridge descriptor` prints, for --descriptor".into()),
+            }
+            .into());
+        }
+        Ok(found)
+    }
+}
+
+/// Exit bridges whose descriptor is in a text of some, and lines for which none fits.
+fn matched<'a>(lines: &'a [BridgeLine], texts: &str) -> (Vec<ExitBridge>, Vec<(&'a BridgeLine, String)>) {
+    let mut descriptors: Vec<String> = Vec::new();
+    for line in texts.lines() {
+        if line.starts_with("router ") {
+            descriptors.push(String::new());
+        }
+        if let Some(descriptor) = descriptors.last_mut() {
+            *descriptor += line;
+            descriptor.push('\n');
+        }
+    }
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for line in lines {
+        let mut why = "it gave no server descriptor".to_owned();
+        let fits =
+            descriptors.iter().find_map(|text| ExitBridge::new(line, text).map_err(|error| why = error).ok());
+        match fits {
+            Some(exit_bridge) => found.push(exit_bridge),
+            None => missing.push((line, why)),
+        }
+    }
+    (found, missing)
+}
+
+fn read(field: &str, path: &Path) -> anyhow::Result<String> {
+    let failed =
+        |error| Usage::new(format!("{field}: {}: {error}", path.display()), "name a file that exists");
+    let mut text = String::new();
+    if path == Path::new("-") {
+        std::io::stdin().read_to_string(&mut text).map_err(failed)?;
+    } else {
+        text = std::fs::read_to_string(path).map_err(failed)?;
+    }
+    Ok(text)
+}
+
+fn hinted(error: AttachError) -> anyhow::Error {
+    let hint = error.hint().map(str::to_owned);
+    Hinted { message: eebt_provisioner::causes(&error), hint }.into()
+}
