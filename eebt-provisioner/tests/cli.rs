@@ -409,6 +409,10 @@ fn attaching_says_what_is_missing_and_changes_nothing() {
     fs::write(&file, "# mine\n\neebt1 onion\n").unwrap();
     let named = file.to_str().unwrap();
     attach(&["--for", "a.example", "--bridge-file", named]).fails(2, &["--bridge-file: line 3: ", "address"]);
+    fs::write(&file, "a.example\n*\n").unwrap();
+    attach(&["--for-file", named, ONION]).fails(2, &["--for-file: line 2: ", "hint: "]);
+    fs::write(&file, "# none\n").unwrap();
+    attach(&["--for-file", named, ONION]).fails(2, &["--for-file: it has no host", "hint: "]);
     attach(&["--for", "a.example", "--bridge-file", "/nowhere"]).fails(2, &["--bridge-file: /nowhere"]);
     attach(&["--undo", "--for", "a.example"]).fails(2, &["--undo", "hint: "]);
     assert_eq!(attach(&["--undo", "--json"]).ok().json()["undone"], 0);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
-use tests::{Bridge, CTor, Lab, Running, binary};
+use tests::{Bridge, CTor, Lab, Running, binary, patched_tor};
 use tokio::process::Command;
 
 use crate::Suite;
@@ -101,13 +101,26 @@ pub fn cases(suite: &mut Suite) {
         Ok(())
     });
 
+    suite.case_if(
+        patched_tor().is_some(),
+        "C tor with the patches sends its targets to an exit bridge, and nothing else",
+        only_targets,
+    );
+
     suite.case(
         "eebt attach takes a server descriptor from a file, and none that is another's",
         async |lab| {
-            let tor = lab.ctor("tor".as_ref(), "UseMicrodescriptors 0\n").await?;
+            // By a password, too, and at a tor that works with whole descriptors already.
+            let hashed =
+                Command::new("tor").args(["--quiet", "--hash-password", "a \"word\""]).output().await?;
+            let hashed = String::from_utf8(hashed.stdout)?;
+            let torrc = format!("UseMicrodescriptors 0\nHashedControlPassword {}\n", hashed.trim());
+            let tor = lab.ctor("tor".as_ref(), &torrc).await?;
             let (bridge, stranger) = (lab.bridge().run().await?, lab.bridge().run().await?);
             let origin = lab.origins.blocking_tor_exits();
-            let file = lab.folder("descriptor").join("descriptor");
+            let dir = lab.folder("descriptor");
+            let (file, password) = (dir.join("descriptor"), dir.join("password"));
+            std::fs::write(&password, "a \"word\"\n")?;
             let described = Command::new(binary("eebt-bridge"))
                 .args(["descriptor", "--config"])
                 .arg(&bridge.config)
@@ -116,7 +129,8 @@ pub fn cases(suite: &mut Suite) {
             ensure!(described.status.success(), "{described:?}");
             std::fs::write(&file, described.stdout)?;
             // Nobody to ask: not a program that could, so the file must do.
-            let more = ["--descriptor", file.to_str().context("path")?, "--client-binary", "/bin/false"];
+            let (file, password) = (file.to_str().context("path")?, password.to_str().context("path")?);
+            let more = ["--descriptor", file, "--client-binary", "/bin/false", "--password-file", password];
             let hosts = [origin.addr().ip().to_string()];
             let attached = lab.operator().attach(&tor, &[&bridge.line], &hosts, &more).await?;
             ensure!(attached.stdout().contains(r#""whole_descriptors":false"#), "{}", attached.stdout());
@@ -126,6 +140,34 @@ pub fn cases(suite: &mut Suite) {
             Ok(())
         },
     );
+}
+
+/// C tor with tor-patches/c-tor: what of a person's streams goes to an exit bridge, and who can see that.
+async fn only_targets(lab: &Lab) -> anyhow::Result<()> {
+    let bridge = lab.bridge().run().await?;
+    let (blocking, open) = (lab.origins.blocking_tor_exits(), lab.origins.open());
+    let torrc = format!("ExitBridge targets={} {}\n", blocking.addr().ip(), bridge.line);
+    let tor = lab.ctor(&patched_tor().context("no patched tor")?, &torrc).await?;
+    let mut control = tor.control().await?;
+    ensure!(tor.way.get(&blocking.url("/")).await?.status == 200);
+    ensure!(blocking.last_peer_ip() == Some(bridge.ip), "{:?}", blocking.last_peer_ip());
+    ensure!(tor.way.get(&open.url("/")).await?.status == 200);
+    ensure!(open.last_peer_ip() == Some(lab.net.exit_egress_ip()), "{:?}", open.last_peer_ip());
+
+    let fingerprint = data_encoding::HEXUPPER.encode(&tests::circuit_reach(&bridge.line)?.rsa);
+    let status = control.ask("GETINFO exit-bridge-status").await?;
+    ensure!(status.contains(&fingerprint), "{status}");
+    let circuits = control.ask("GETINFO circuit-status").await?;
+    let ours = |line: &&str| line.contains("EXIT_BRIDGE") && line.contains(&fingerprint);
+    ensure!(circuits.lines().any(|line| ours(&line)), "{circuits}");
+
+    // A torrc without the line, and what was only for the exit bridge goes as everything does.
+    let path = tor.way.dir.join("torrc");
+    let text = std::fs::read_to_string(&path)?;
+    std::fs::write(&path, text.replace(&torrc, ""))?;
+    control.ask("SIGNAL RELOAD").await?;
+    ensure!(tor.way.get_as("later", &blocking.url("/")).await?.status == 403);
+    Ok(())
 }
 
 async fn attach(lab: &Lab, tor: &CTor, bridges: &[&Bridge]) -> anyhow::Result<Running> {

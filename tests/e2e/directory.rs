@@ -395,6 +395,7 @@ pub fn cases(suite: &mut Suite) {
         }
         for bridge in &bridges {
             service.until_handed_out(&bridge.line, true, SOON).await?;
+            replica.until_handed_out(&bridge.line, true, SOON).await?;
         }
         // What one replica has written the other follows within a second.
         tokio::time::sleep(Duration::from_secs(2)).await;

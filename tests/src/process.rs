@@ -50,6 +50,11 @@ pub async fn peers_of(address: SocketAddr) -> anyhow::Result<Vec<SocketAddr>> {
     Ok(found)
 }
 
+/// Without a line that is still being written.
+fn whole_lines(text: &str) -> &str {
+    text.rfind('\n').map_or("", |end| &text[..=end])
+}
+
 /// A running program.
 pub struct Running {
     child: Child,
@@ -78,7 +83,7 @@ impl Running {
         String::from_utf8_lossy(&std::fs::read(&self.stderr).unwrap_or_default()).into_owned()
     }
 
-    /// Waits until `ready` finds what it wants in stdout and stderr.
+    /// Waits until `ready` finds what it wants in the whole lines of stdout and stderr.
     pub async fn wait_for<T>(
         &mut self,
         what: &str,
@@ -86,7 +91,7 @@ impl Running {
     ) -> anyhow::Result<T> {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            if let Some(found) = ready(&self.stdout(), &self.stderr()) {
+            if let Some(found) = ready(whole_lines(&self.stdout()), whole_lines(&self.stderr())) {
                 return Ok(found);
             }
             if let Some(status) = self.child.try_wait()? {

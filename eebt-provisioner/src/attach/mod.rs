@@ -316,6 +316,8 @@ impl Attachment {
             match self.lay(0) {
                 Ok(true) => return Ok(()),
                 Ok(false) => progress("waiting for a circuit of tor's own"),
+                // Tor knows too little of that guard just now, or it has left.
+                Err(AttachError::Control(ControlError::Refused { code: 551, .. })) => {}
                 Err(AttachError::Control(ControlError::Refused { code: 552, .. })) => {
                     if !self.undo.whole_descriptors() {
                         let before =

@@ -1,7 +1,9 @@
 //! `eebt attach`
 
+use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::SystemTime;
 
 use eebt_proto::{BridgeLine, Reach};
@@ -30,8 +32,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     bridge_file: Option<PathBuf>,
     /// What leaves through them: a host, or *.example.com for that domain and all below it (may be repeated)
-    #[arg(long = "for", value_name = "HOST", required_unless_present = "undo")]
+    #[arg(long = "for", value_name = "HOST", required_unless_present_any = ["undo", "for_file"])]
     chosen: Vec<Chosen>,
+    /// A file of such hosts, one a line, for others on this machine can see what is in a command line; `-` for stdin
+    #[arg(long, value_name = "FILE")]
+    for_file: Option<PathBuf>,
     /// Tor's control port or control socket [default: /run/tor/control, 127.0.0.1:9051, 127.0.0.1:9151]
     #[arg(long, value_name = "ADDRESS:PORT|PATH")]
     control: Option<Place>,
@@ -49,7 +54,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     network: Option<PathBuf>,
     /// Only undo what an `eebt attach` that was killed left at tors
-    #[arg(long, conflicts_with_all = ["lines", "bridge_file", "chosen", "descriptors"])]
+    #[arg(long, conflicts_with_all = ["lines", "bridge_file", "chosen", "for_file", "descriptors"])]
     undo: bool,
     /// Print a JSON document for each thing that happens
     #[arg(long)]
@@ -63,6 +68,7 @@ impl Args {
         if self.undo {
             return self.undo(fleet, printer, password);
         }
+        let chosen = self.chosen()?;
         let lines = self.lines(fleet)?;
         let stop = on_signals()?;
         let (place, control) = self.connect(password)?;
@@ -75,15 +81,8 @@ impl Args {
         }
         let exit_bridges = self.exit_bridges(fleet, printer, &lines)?;
         let progress = |text: &str| printer.progress(text);
-        let begun = Attachment::begin(
-            fleet.dir(),
-            &place,
-            control,
-            exit_bridges,
-            self.chosen.clone(),
-            &stop,
-            &progress,
-        );
+        let begun =
+            Attachment::begin(fleet.dir(), &place, control, exit_bridges, chosen.clone(), &stop, &progress);
         printer.wipe();
         let (attachment, found) = begun.map_err(hinted)?;
         if found {
@@ -103,7 +102,7 @@ impl Args {
         }
         printer.say(format_args!(
             "ready: {} of tor {version} at {place} leave through {} exit {}; Ctrl-C ends it",
-            if self.chosen.len() == 1 { "one host".into() } else { format!("{} hosts", self.chosen.len()) },
+            if chosen.len() == 1 { "one host".into() } else { format!("{} hosts", chosen.len()) },
             known.len(),
             if known.len() == 1 { "bridge" } else { "bridges" },
         ));
@@ -155,20 +154,37 @@ impl Args {
         Ok(())
     }
 
+    /// All hosts that were given, each once.
+    fn chosen(&self) -> anyhow::Result<Vec<Chosen>> {
+        let mut chosen = self.chosen.clone();
+        if let Some(path) = &self.for_file {
+            let text = read("--for-file", path)?;
+            chosen.extend(parsed::<Chosen>("--for-file", &text, "a host, or *.example.com")?);
+        }
+        let mut once: Vec<Chosen> = Vec::new();
+        chosen.into_iter().for_each(|host| {
+            if !once.contains(&host) {
+                once.push(host)
+            }
+        });
+        if once.is_empty() {
+            return Err(
+                Usage::new("--for-file: it has no host", "one a line: a host, or *.example.com").into()
+            );
+        }
+        Ok(once)
+    }
+
     /// The lines that were given, or else those of the fleet; of circuit exit bridges that have not ended.
     fn lines(&self, fleet: &Fleet) -> anyhow::Result<Vec<BridgeLine>> {
         let mut lines = self.lines.clone();
         if let Some(path) = &self.bridge_file {
             let text = read("--bridge-file", path)?;
-            let lines_of_file = text.lines().map(str::trim).enumerate();
-            for (index, line) in lines_of_file.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
-            {
-                let wrong = |error| {
-                    let what = format!("--bridge-file: line {}: {error}", index + 1);
-                    Usage::new(what, "copy the whole line, as `eebt up` printed it")
-                };
-                lines.push(line.parse().map_err(wrong)?);
-            }
+            lines.extend(parsed::<BridgeLine>(
+                "--bridge-file",
+                &text,
+                "copy the whole line, as `eebt up` printed it",
+            )?);
         }
         let given = !lines.is_empty() || self.bridge_file.is_some();
         if !given {
@@ -283,6 +299,18 @@ fn matched<'a>(lines: &'a [BridgeLine], texts: &str) -> (Vec<ExitBridge>, Vec<(&
         }
     }
     (found, missing)
+}
+
+/// What a file has, one a line, but for empty lines and comments.
+fn parsed<T: FromStr<Err: fmt::Display>>(field: &str, text: &str, hint: &str) -> anyhow::Result<Vec<T>> {
+    let lines = text.lines().map(str::trim).enumerate();
+    lines
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+        .map(|(index, line)| {
+            let wrong = |error| Usage::new(format!("{field}: line {}: {error}", index + 1), hint);
+            Ok(line.parse().map_err(wrong)?)
+        })
+        .collect()
 }
 
 fn read(field: &str, path: &Path) -> anyhow::Result<String> {
