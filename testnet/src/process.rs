@@ -181,6 +181,10 @@ mod tests {
         let mut sh = Command::new("sh");
         let mut stranger = sh.args(["-c", "read line"]).arg(&torrc).stdin(Stdio::piped()).spawn().unwrap();
         let pid = stranger.id();
+        // For a moment it has no arguments yet.
+        while std::fs::read(format!("/proc/{pid}/cmdline")).unwrap().is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let adopt = |torrc: &Path| Tor::adopt("n", dir.path().join("log"), pid, torrc.into());
         let mut mistaken = adopt(&other);
         assert!(mistaken.has_ended() && mistaken.check().is_err());
