@@ -21,7 +21,10 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub enum Became {
     /// It leads to this exit bridge.
     Built(usize),
-    /// This exit bridge could not be reached from the relay before it.
+    /// A stream is open on it.
+    Used(usize),
+    /// This exit bridge could not be reached from the relay before it, or a circuit to it was taken down unused. Who does
+    /// that again and again would have us build so many that relays of its own are among them.
     Unreached(usize),
     /// It is gone, or never came as far as the exit bridge.
     Gone,
@@ -56,10 +59,9 @@ impl Circuits {
         let mut words = event.split(' ');
         let (kind, id, status, third) = (words.next()?, words.next()?, words.next()?, words.next());
         if kind == "STREAM" {
-            if let Some(ours) = self.0.get_mut(third?) {
-                ours.used = true;
-            }
-            return None;
+            let ours = self.0.get_mut(third?)?;
+            ours.used = true;
+            return (status == "SUCCEEDED").then_some(Became::Used(ours.exit_bridge));
         }
         if kind != "CIRC" {
             return None;
@@ -80,8 +82,9 @@ impl Circuits {
             }
             "FAILED" | "CLOSED" => {
                 let last_step = !ours.built && third.is_some_and(|path| hops(path).len() == 2);
+                let dropped = ours.built && !ours.used && event.contains(" REMOTE_REASON=");
                 self.0.remove(id);
-                Some(if last_step { Became::Unreached(exit_bridge) } else { Became::Gone })
+                Some(if last_step || dropped { Became::Unreached(exit_bridge) } else { Became::Gone })
             }
             _ => None,
         }
@@ -203,9 +206,23 @@ mod tests {
         );
         assert_eq!(circuits.hear("STREAM 3 SENTCONNECT 7 a.example.X.exit:443"), None);
         assert_eq!(circuits.spare(1), 0);
+        assert_eq!(circuits.hear("STREAM 3 SUCCEEDED 7 192.0.2.1:443"), Some(Became::Used(1)));
         assert!(circuits.overdue(now + LIMIT * 2).is_empty());
         assert_eq!(circuits.hear(&format!("CIRC 7 CLOSED {A},{B},{B} REASON=DESTROYED")), Some(Became::Gone));
         assert_eq!(circuits.hear("CIRC 7 CLOSED"), None);
+    }
+
+    #[test]
+    fn a_spare_that_was_taken_down_from_afar_counts_against_the_exit_bridge() {
+        let (mut circuits, now) = (Circuits::default(), Instant::now());
+        for (reason, became) in
+            [("DESTROYED REMOTE_REASON=FINISHED", Became::Unreached(0)), ("FINISHED", Became::Gone)]
+        {
+            circuits.made("1".into(), 0, now);
+            circuits.hear(&format!("CIRC 1 BUILT {A},{B},{B}"));
+            let closed = format!("CIRC 1 CLOSED {A},{B},{B} PURPOSE=GENERAL REASON={reason}");
+            assert_eq!(circuits.hear(&closed), Some(became));
+        }
     }
 
     #[test]

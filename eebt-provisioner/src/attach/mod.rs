@@ -34,9 +34,11 @@ use crate::locks::LockError;
 
 /// Circuits kept ready for each exit bridge that has hosts: browsers open some sites at once, each by its own.
 const SPARES: usize = 2;
-/// So many failures in a row, and an exit bridge counts as dead; it is tried again after the pause.
+/// So many failures without a stream between them, and an exit bridge counts as dead; it is tried again after the pause,
+/// which is twice as long each time, up to the longest one.
 const MAX_FAILURES: u32 = 2;
 const PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(900);
 /// How long tor may take to get ready, and to fetch all descriptors.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Between two looks where nothing is heard.
@@ -423,15 +425,17 @@ impl Attachment {
         }
         match self.circuits.hear(event)? {
             Became::Built(index) => self.serves(index),
+            Became::Used(index) => {
+                self.exit_bridges.get_mut(index)?.failures = 0;
+                None
+            }
             Became::Unreached(index) => self.failed(index),
             Became::Gone => None,
         }
     }
 
     fn serves(&mut self, index: usize) -> Option<usize> {
-        let exit_bridge = self.exit_bridges.get_mut(index)?;
-        exit_bridge.failures = 0;
-        exit_bridge.dead_until.take().map(|_| index)
+        self.exit_bridges.get_mut(index)?.dead_until.take().map(|_| index)
     }
 
     fn failed(&mut self, index: usize) -> Option<usize> {
@@ -441,7 +445,8 @@ impl Attachment {
         if exit_bridge.failures < MAX_FAILURES {
             return None;
         }
-        exit_bridge.dead_until = Some(Instant::now() + PAUSE);
+        let pause = PAUSE.saturating_mul(1 << (exit_bridge.failures - MAX_FAILURES).min(8));
+        exit_bridge.dead_until = Some(Instant::now() + pause.min(LONGEST_PAUSE));
         alive.then_some(index)
     }
 
