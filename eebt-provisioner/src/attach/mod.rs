@@ -1,6 +1,6 @@
 //! Exit bridges for a C tor that knows nothing of them, Tor Browser's included (`eebt attach`).
 //!
-//! Tor is given the server descriptor of each exit bridge (POSTDESCRIPTOR), and `MapAddress HOST HOST.FINGERPRINT.exit`
+//! Tor is given the server descriptor of each exit bridge (POSTDESCRIPTOR), and `MAPADDRESS HOST=HOST.FINGERPRINT.exit`
 //! sends the chosen hosts there. Tor does the rest by itself: it attaches streams to circuits, keeps apart what is to be
 //! kept apart, and where it can't reach the exit bridge, the stream fails. That holds if we are killed, too: chosen
 //! hosts then still go to exit bridges, or nowhere, and all else goes on as before. What we do meanwhile is to lay
@@ -136,9 +136,21 @@ impl fmt::Debug for Chosen {
 }
 
 impl Chosen {
-    /// The value of `MapAddress` that sends it to an exit bridge.
-    fn mapped(&self, exit_bridge: &ExitBridge) -> String {
-        format!("{0} {0}.{1}.exit", self.0, exit_bridge.fingerprint)
+    /// What is mapped to what, so that it goes to an exit bridge. To tor a name with a dot at its end is another one.
+    fn mapped(&self, exit_bridge: &ExitBridge) -> Vec<(String, String)> {
+        let to = format!("{}.{}.exit", self.0, exit_bridge.fingerprint);
+        let mut mapped = vec![(self.0.clone(), to.clone())];
+        if self.0.parse::<IpAddr>().is_err() {
+            mapped.push((format!("{}.", self.0), to));
+        }
+        mapped
+    }
+
+    /// Are all its hosts among those of the other one? Tor keeps one entry for a domain, with what is below it or without.
+    pub fn is_within(&self, other: &Self) -> bool {
+        let Some(domain) = other.0.strip_prefix("*.") else { return self.0 == other.0 };
+        let name = self.0.strip_prefix("*.").unwrap_or(&self.0);
+        name == domain || name.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
     }
 
     /// The exit bridge of those that serve which this host has: each host one, all hosts of one that dies another one,
@@ -235,8 +247,8 @@ pub struct Attachment {
     exit_bridges: Vec<ExitBridge>,
     chosen: Vec<Chosen>,
     circuits: Circuits,
-    /// What `MapAddress` was given.
-    mapped: Vec<String>,
+    /// Which host is mapped to what.
+    mapped: Vec<(String, String)>,
     /// A circuit of tor's own was asked for, so that there are guard and middle to take from it.
     asked_at: Option<Instant>,
 }
@@ -320,6 +332,9 @@ impl Attachment {
                 Ok(false) => progress("waiting for a circuit of tor's own"),
                 // Tor knows too little of that guard just now, or it has left.
                 Err(AttachError::Control(ControlError::Refused { code: 551, .. })) => {}
+                // It may also be guard or middle that tor knows too little of.
+                Err(AttachError::Control(ControlError::Refused { code: 552, text, .. }))
+                    if !self.exit_bridges.iter().any(|one| text.contains(&one.fingerprint)) => {}
                 Err(AttachError::Control(ControlError::Refused { code: 552, .. })) => {
                     if !self.undo.whole_descriptors() {
                         let before =
@@ -341,7 +356,9 @@ impl Attachment {
             if Instant::now() > until {
                 return Err(AttachError::NotReady("it makes no circuits that could be lengthened".into()));
             }
-            while let Some(event) = self.control.event(TICK)? {
+            let mut wait = TICK;
+            while let Some(event) = self.control.event(wait)? {
+                wait = Duration::ZERO;
                 self.hear(&event);
             }
         }
@@ -389,28 +406,25 @@ impl Attachment {
 
     /// Sends each host to its exit bridge. Where none serves, all stays as it is: streams fail, and go no other way.
     fn map(&mut self) -> Result<(), AttachError> {
-        let places = self.chosen.iter().map(|host| host.place(&self.exit_bridges));
-        let Some(places) = places.collect::<Option<Vec<_>>>() else { return Ok(()) };
-        let ours: Vec<String> = self
-            .chosen
-            .iter()
-            .zip(places)
-            .map(|(host, index)| host.mapped(&self.exit_bridges[index]))
-            .collect();
-        let now = self.control.option(MAP)?;
-        let mut all: Vec<String> = now.iter().filter(|value| !self.undo.is_ours(value)).cloned().collect();
-        let key = |value: &str| value.split(' ').next().unwrap_or_default().to_ascii_lowercase();
-        if let Some(taken) = all.iter().find(|other| ours.iter().any(|our| key(our) == key(other))) {
-            return Err(AttachError::Taken(key(taken)));
+        let places: Vec<_> = self.chosen.iter().filter_map(|host| host.place(&self.exit_bridges)).collect();
+        if places.len() < self.chosen.len() {
+            let none = || AttachError::NotReady("no exit bridge serves".into());
+            return if self.mapped.is_empty() { Err(none()) } else { Ok(()) };
         }
-        all.extend(ours.iter().cloned());
-        if all != now {
-            self.undo.will_map(self.exit_bridges.iter().map(ExitBridge::fingerprint))?;
-            crate::crash_point("mapped-written");
-            self.control.set(MAP, &all)?;
-            crate::crash_point("mapped");
+        let places = places.into_iter().filter_map(|index| self.exit_bridges.get(index));
+        let mapped: Vec<_> = self.chosen.iter().zip(places).flat_map(|(host, at)| host.mapped(at)).collect();
+        for other in self.control.option(MAP)? {
+            let from = other.split(' ').next().unwrap_or_default().to_ascii_lowercase();
+            let from = Chosen(from.trim_end_matches('.').to_owned());
+            if self.chosen.iter().any(|host| from.is_within(host) || host.is_within(&from)) {
+                return Err(AttachError::Taken(from.0));
+            }
         }
-        self.mapped = ours;
+        self.undo.will_map(self.exit_bridges.iter().map(ExitBridge::fingerprint))?;
+        crate::crash_point("mapped-written");
+        undo::map(&mut self.control, &mapped)?;
+        crate::crash_point("mapped");
+        self.mapped = mapped;
         Ok(())
     }
 
@@ -515,7 +529,7 @@ impl Attachment {
                 // One, to see whether it came back.
                 Some(until) if until <= now => 1,
                 Some(_) => 0,
-                None if self.mapped.iter().any(|value| value.contains(&exit_bridge.fingerprint)) => SPARES,
+                None if self.mapped.iter().any(|(_, to)| to.contains(&exit_bridge.fingerprint)) => SPARES,
                 // It is known to work when it is needed.
                 None => 1,
             };
@@ -539,9 +553,8 @@ impl Attachment {
             self.control.set(MICRODESCRIPTORS, &["0".into()])?;
             missing = true;
         }
-        let now = self.control.option(MAP)?;
-        if self.mapped.iter().any(|value| !now.contains(value)) {
-            self.map()?;
+        if !undo::has(&mut self.control, &self.mapped)? {
+            undo::map(&mut self.control, &self.mapped)?;
             missing = true;
         }
         Ok(missing)
@@ -577,9 +590,12 @@ mod tests {
     #[test]
     fn hosts_are_written_as_tor_reads_them() {
         let mapped = |text: &str| text.parse::<Chosen>().unwrap().mapped(&exit_bridge("F"));
-        assert_eq!(mapped("Example.COM."), "example.com example.com.F.exit");
-        assert_eq!(mapped("*.example.com"), "*.example.com *.example.com.F.exit");
-        assert_eq!(mapped("198.51.100.7"), "198.51.100.7 198.51.100.7.F.exit");
+        let to = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+        let name = "example.com.F.exit";
+        assert_eq!(mapped("Example.COM."), [to("example.com", name), to("example.com.", name)]);
+        let below = "*.example.com.F.exit";
+        assert_eq!(mapped("*.example.com"), [to("*.example.com", below), to("*.example.com.", below)]);
+        assert_eq!(mapped("198.51.100.7"), [to("198.51.100.7", "198.51.100.7.F.exit")]);
         for bad in [
             "",
             "*",
@@ -594,6 +610,16 @@ mod tests {
         ] {
             assert!(bad.parse::<Chosen>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_domain_has_the_hosts_below_it() {
+        let within = |one: &str, other: &str| Chosen(one.into()).is_within(&Chosen(other.into()));
+        for one in ["a.example", "b.a.example", "*.a.example", "*.b.a.example"] {
+            assert!(within(one, "*.a.example"), "{one}");
+        }
+        assert!(within("a.example", "a.example") && !within("b.a.example", "a.example"));
+        assert!(!within("ba.example", "*.a.example") && !within("*.a.example", "a.example"));
     }
 
     #[test]

@@ -1,33 +1,32 @@
 //! What was changed at a tor, written down before it is changed, so that whoever comes next can undo it.
+//!
+//! Hosts are mapped by the command MAPADDRESS and not by the option of that name: what the command maps stays when tor reads its
+//! torrc again, and no SAVECONF writes it there.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::AttachError;
-use super::control::{Control, Place};
+use super::control::{Control, ControlError, Place};
 use crate::folder::StateDir;
 use crate::locks::{self, LockError};
 
-/// The options that are changed: which hosts go where, and whether tor works with whole descriptors.
+/// The option that must not map the same hosts, and the one that is changed: whether tor works with whole descriptors.
 pub(super) const MAP: &str = "MapAddress";
 pub(super) const MICRODESCRIPTORS: &str = "UseMicrodescriptors";
-
-/// How far clocks may drift while a tor runs, in seconds.
-const SAME_START: u64 = 60;
 
 /// What is known of a tor that was changed.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     place: String,
+    /// Another one at the same place was never changed.
     pid: String,
-    /// When it was started, in seconds since 1970: another one at the same place was never changed.
-    started: u64,
     /// Exit bridges that hosts are sent to, by fingerprint. Not the hosts: they are nobody's business.
     exit_bridges: Vec<String>,
     /// What `UseMicrodescriptors` was.
@@ -56,12 +55,10 @@ impl Undo {
         let record = Record {
             place: place.to_string(),
             pid: control.get("process/pid")?,
-            started: now().saturating_sub(control.get("uptime")?.parse().unwrap_or(0)),
             exit_bridges: Vec::new(),
             microdescriptors: None,
         };
-        let left = read(&path)
-            .filter(|left| left.pid == record.pid && left.started.abs_diff(record.started) <= SAME_START);
+        let left = read(&path).filter(|left| left.pid == record.pid);
         let mut undo = Self { path, record, _lock: lock };
         let found = left.is_some();
         if let Some(left) = left {
@@ -88,18 +85,19 @@ impl Undo {
         self.record.microdescriptors.is_some()
     }
 
-    /// Is this value of `MapAddress` one of ours?
-    pub(super) fn is_ours(&self, value: &str) -> bool {
-        let fingerprint = value.strip_suffix(".exit").and_then(|rest| rest.rsplit('.').next());
-        fingerprint.is_some_and(|found| self.record.exit_bridges.iter().any(|known| known == found))
-    }
-
     /// Leaves tor as it was found.
     pub(super) fn undo(&mut self, control: &mut Control) -> Result<(), AttachError> {
-        let mapped = control.option(MAP)?;
-        let others: Vec<String> = mapped.iter().filter(|value| !self.is_ours(value)).cloned().collect();
-        if others != mapped {
-            control.set(MAP, &others)?;
+        let ours = |to: &str| {
+            let fingerprint = to.strip_suffix(".exit").and_then(|rest| rest.rsplit('.').next());
+            fingerprint.is_some_and(|found| self.record.exit_bridges.iter().any(|known| known == found))
+        };
+        let back: Vec<_> = mappings(control)?
+            .into_iter()
+            .filter(|(_, to)| ours(to))
+            .map(|(from, _)| (from.clone(), from))
+            .collect();
+        if !back.is_empty() {
+            control.ask(&command(&back))?;
         }
         if let Some(before) = &self.record.microdescriptors
             && control.option(MICRODESCRIPTORS)? == ["0"]
@@ -121,6 +119,36 @@ impl Undo {
             .map_err(|error| AttachError::Remove { path: self.path.clone(), source: error.into() })?;
         Ok(StateDir::replace_private(&self.path, &text)?)
     }
+}
+
+/// Maps hosts, and looks whether tor did.
+pub(super) fn map(control: &mut Control, wanted: &[(String, String)]) -> Result<(), AttachError> {
+    control.ask(&command(wanted))?;
+    match has(control, wanted)? {
+        true => Ok(()),
+        false => Err(AttachError::Unable("it does not map hosts to exits (MAPADDRESS)")),
+    }
+}
+
+/// Are these hosts mapped?
+pub(super) fn has(control: &mut Control, wanted: &[(String, String)]) -> Result<bool, ControlError> {
+    let found = mappings(control)?;
+    Ok(wanted.iter().all(|one| found.contains(one)))
+}
+
+/// What is mapped by the command, by whomever.
+fn mappings(control: &mut Control) -> Result<Vec<(String, String)>, ControlError> {
+    let text = control.get("address-mappings/control")?;
+    let mapping = |line: &str| {
+        let mut words = line.split(' ');
+        Some((words.next()?.to_owned(), words.next()?.to_owned()))
+    };
+    Ok(text.lines().filter_map(mapping).collect())
+}
+
+fn command(pairs: &[(String, String)]) -> String {
+    let pairs: String = pairs.iter().map(|(from, to)| format!(" {from}={to}")).collect();
+    format!("MAPADDRESS{pairs}")
 }
 
 /// The tors that an `eebt attach` changed and did not change back. Those that somebody is attached to are among them.
@@ -158,8 +186,4 @@ fn read(path: &Path) -> Option<Record> {
 fn file_of(dir: &StateDir, place: &Place, extension: &str) -> PathBuf {
     let name = HEXLOWER.encode(&Sha256::digest(place.to_string())[..8]);
     dir.attach().join(name).with_extension(extension)
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

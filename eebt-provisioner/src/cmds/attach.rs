@@ -162,11 +162,12 @@ impl Args {
             chosen.extend(parsed::<Chosen>("--for-file", &text, "a host, or *.example.com")?);
         }
         let mut once: Vec<Chosen> = Vec::new();
-        chosen.into_iter().for_each(|host| {
-            if !once.contains(&host) {
-                once.push(host)
+        for host in chosen {
+            if !once.iter().any(|other| host.is_within(other)) {
+                once.retain(|other| !other.is_within(&host));
+                once.push(host);
             }
-        });
+        }
         if once.is_empty() {
             return Err(
                 Usage::new("--for-file: it has no host", "one a line: a host, or *.example.com").into()
