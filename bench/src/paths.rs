@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use eebt_proto::{BridgeLine, CircuitReach, Reach};
+use eebt_proto::BridgeLine;
 use rustls::pki_types::ServerName;
 use tempfile::TempDir;
 use testnet::{DelayLink, Scheduler, TestNet, UnlistedRelay, delay_link};
-use tests::{Bridge, Client, Lab, Running};
+use tests::{Bridge, Client, Lab, Running, relay_line};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio_rustls::TlsConnector;
@@ -316,17 +316,7 @@ fn no_limits() -> toml::Table {
 /// A C tor relay as a bridge line.
 fn line_of(unlisted: &UnlistedRelay) -> anyhow::Result<BridgeLine> {
     let relay = &unlisted.relay;
-    let ed25519 = data_encoding::BASE64_NOPAD.decode(relay.ed_identity.as_bytes())?;
-    let rsa = data_encoding::HEXUPPER.decode(relay.rsa_identity.as_bytes())?;
-    let wrong = |_| anyhow::anyhow!("the relay's identities have the wrong length");
-    let reach = CircuitReach {
-        addresses: vec![relay.or_addr()],
-        ed25519: ed25519.try_into().map_err(wrong)?,
-        rsa: rsa.try_into().map_err(wrong)?,
-        ntor: unlisted.ntor,
-        protocols: "FlowCtrl=1-2 Relay=1-4".into(),
-    };
-    Ok(BridgeLine { reach: Reach::Circuit(reach), ports: "1-65535".parse()?, expires: None })
+    relay_line(relay.or_addr(), &relay.rsa_identity, &relay.ed_identity, unlisted.ntor)
 }
 
 /// Starts a program that listens, and waits until it does.

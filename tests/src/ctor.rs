@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use eebt_proto::{BridgeLine, CircuitReach, Reach};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
@@ -107,7 +107,7 @@ impl CTor {
     pub async fn control(&self) -> anyhow::Result<Control> {
         let cookie = std::fs::read(self.way.dir.join("data/control_auth_cookie"))?;
         let stream = TcpStream::connect(self.control).await?;
-        let mut control = Control { stream: BufReader::new(stream), events: Vec::new() };
+        let mut control = Control { stream: BufReader::new(stream) };
         control.ask(&format!("AUTHENTICATE {}", data_encoding::HEXLOWER.encode(&cookie))).await?;
         Ok(control)
     }
@@ -119,25 +119,35 @@ impl CTor {
             let text = std::fs::read_to_string(data.join(file))?;
             Ok::<_, anyhow::Error>(text.trim().rsplit(' ').next().unwrap_or_default().to_owned())
         };
-        let ed25519 = data_encoding::BASE64_NOPAD.decode(identity("fingerprint-ed25519")?.as_bytes())?;
-        let rsa = data_encoding::HEXUPPER.decode(identity("fingerprint")?.as_bytes())?;
         let ntor = std::fs::read(data.join("keys/secret_onion_key_ntor"))?;
-        let wrong = |_| anyhow::anyhow!("the relay's identities have the wrong length");
-        let reach = CircuitReach {
-            addresses: vec![at],
-            ed25519: ed25519.try_into().map_err(wrong)?,
-            rsa: rsa.try_into().map_err(wrong)?,
-            ntor: *ntor.last_chunk().context("no ntor key")?,
-            protocols: "FlowCtrl=1-2 Relay=1-4".into(),
-        };
-        Ok(BridgeLine { reach: Reach::Circuit(reach), ports: "1-65535".parse()?, expires: None })
+        let ntor = ntor.last_chunk().context("no ntor key")?;
+        relay_line(at, &identity("fingerprint")?, &identity("fingerprint-ed25519")?, *ntor)
     }
+}
+
+/// A C tor relay as an exit bridge, by its identities as its data folder has them.
+pub fn relay_line(
+    at: SocketAddr,
+    rsa_identity: &str,
+    ed_identity: &str,
+    ntor: [u8; 32],
+) -> anyhow::Result<BridgeLine> {
+    let ed25519 = data_encoding::BASE64_NOPAD.decode(ed_identity.as_bytes())?;
+    let rsa = data_encoding::HEXUPPER.decode(rsa_identity.as_bytes())?;
+    let wrong = |_| anyhow::anyhow!("the relay's identities have the wrong length");
+    let reach = CircuitReach {
+        addresses: vec![at],
+        ed25519: ed25519.try_into().map_err(wrong)?,
+        rsa: rsa.try_into().map_err(wrong)?,
+        ntor,
+        protocols: "FlowCtrl=1-2 Relay=1-4".into(),
+    };
+    Ok(BridgeLine { reach: Reach::Circuit(reach), ports: "1-65535".parse()?, expires: None })
 }
 
 /// A connection to its control port (control-spec).
 pub struct Control {
     stream: BufReader<TcpStream>,
-    events: Vec<String>,
 }
 
 impl Control {
@@ -156,10 +166,6 @@ impl Control {
         let mut answer = String::new();
         loop {
             let line = self.line().await?;
-            if line.starts_with("650") {
-                self.events.push(line);
-                continue;
-            }
             ensure!(line.starts_with("250"), "{line}");
             answer = answer + &line + "\n";
             if line.starts_with("250+") {
@@ -171,20 +177,6 @@ impl Control {
             if line.starts_with("250 ") {
                 return Ok(answer);
             }
-        }
-    }
-
-    /// The next event with this text in it.
-    pub async fn event(&mut self, text: &str) -> anyhow::Result<String> {
-        loop {
-            if let Some(at) = self.events.iter().position(|event| event.contains(text)) {
-                return Ok(self.events.remove(at));
-            }
-            let line = self.line().await?;
-            if line.contains(" FAILED ") || line.contains(" CLOSED ") {
-                bail!("{line}");
-            }
-            self.events.push(line);
         }
     }
 }

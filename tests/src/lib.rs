@@ -16,7 +16,7 @@ mod process;
 
 pub use browser::Browser;
 pub use chromium::{Chromium, Look, Node};
-pub use ctor::{CTor, Control, patched_tor};
+pub use ctor::{CTor, Control, patched_tor, relay_line};
 pub use dns::Dns;
 pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab, Way, circuit_reach, curl};
 pub use operator::Operator;

@@ -279,15 +279,12 @@ impl Control {
             .collect())
     }
 
-    /// Sets an option to these values; to its default if there are none.
+    /// Sets an option.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub fn set(&mut self, name: &str, values: &[String]) -> Result<(), ControlError> {
-        let values: String = values.iter().map(|value| format!(" {name}={}", quoted(value))).collect();
-        let command =
-            if values.is_empty() { format!("RESETCONF {name}") } else { format!("SETCONF{values}") };
-        self.ask(&command).map(drop)
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), ControlError> {
+        self.ask(&format!("SETCONF {name}={}", quoted(value))).map(drop)
     }
 
     /// The next event that was asked for with SETEVENTS, without its code, if one comes in this time.

@@ -3,27 +3,26 @@
 //! Tor is given the server descriptor of each exit bridge (POSTDESCRIPTOR), and `MAPADDRESS HOST=HOST.FINGERPRINT.exit`
 //! sends the chosen hosts there. Tor does the rest by itself: it attaches streams to circuits, keeps apart what is to be
 //! kept apart, and where it can't reach the exit bridge, the stream fails. That holds if we are killed, too: chosen
-//! hosts then still go to exit bridges, or nowhere, and all else goes on as before. What we do meanwhile is to lay
+//! hosts then still go to exit bridges, or nowhere, and tor goes on with all else. What we do meanwhile is to lay
 //! [`circuits`] ahead, to give the hosts of an exit bridge that died to another one, and to [`undo`] it all.
 //!
 //! Unmodified tors take a relay as last hop that is in no consensus only when they work with whole descriptors
 //! (`UseMicrodescriptors 0`); that is set where it is needed.
 
+mod chosen;
 mod circuits;
 mod control;
 mod undo;
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use data_encoding::{BASE64_NOPAD, HEXUPPER};
-use eebt_proto::{BridgeLine, Host, Reach};
-use sha2::{Digest as _, Sha256};
+use eebt_proto::{BridgeLine, Reach};
 
+pub use chosen::Chosen;
 use circuits::{Became, Circuits, stem};
 pub use control::{Control, ControlError, Place};
 use undo::{MAP, MICRODESCRIPTORS, Undo};
@@ -101,65 +100,6 @@ impl AttachError {
             Self::Descriptor { .. } => Some("is this machine's clock right?"),
             Self::Lock(_) | Self::Folder(_) | Self::Remove { .. } | Self::Stopped => None,
         }
-    }
-}
-
-/// A host that leaves through exit bridges: `example.com`, `198.51.100.7`, or `*.example.com` for that domain and all
-/// below it, as in Tor's `MapAddress`. Sensitive.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Chosen(String);
-
-impl FromStr for Chosen {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = |why: &dyn fmt::Display| {
-            Err(format!("{text:?} is no host, no IPv4 address and no *.domain: {why}"))
-        };
-        let (below, bare) = text.strip_prefix("*.").map_or(("", text), |domain| ("*.", domain));
-        if bare == "*" || bare == "." {
-            return bad(&"tor can't send everything to exit bridges; eebt-client can");
-        }
-        match (below, bare.parse()) {
-            (_, Ok(Host::Name(name))) => Ok(Self(format!("{below}{name}"))),
-            ("", Ok(Host::Ip(IpAddr::V4(ip)))) => Ok(Self(ip.to_string())),
-            (_, Ok(Host::Ip(_))) => bad(&"tor maps no IPv6 addresses, and none below an address"),
-            (_, Err(error)) => bad(&error),
-        }
-    }
-}
-
-impl fmt::Debug for Chosen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[host]")
-    }
-}
-
-impl Chosen {
-    /// What is mapped to what, so that it goes to an exit bridge. To tor a name with a dot at its end is another one.
-    fn mapped(&self, exit_bridge: &ExitBridge) -> Vec<(String, String)> {
-        let to = format!("{}.{}.exit", self.0, exit_bridge.fingerprint);
-        let mut mapped = vec![(self.0.clone(), to.clone())];
-        if self.0.parse::<IpAddr>().is_err() {
-            mapped.push((format!("{}.", self.0), to));
-        }
-        mapped
-    }
-
-    /// Are all its hosts among those of the other one? Tor keeps one entry for a domain, with what is below it or without.
-    pub fn is_within(&self, other: &Self) -> bool {
-        let Some(domain) = other.0.strip_prefix("*.") else { return self.0 == other.0 };
-        let name = self.0.strip_prefix("*.").unwrap_or(&self.0);
-        name == domain || name.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
-    }
-
-    /// The exit bridge of those that serve which this host has: each host one, all hosts of one that dies another one,
-    /// and no other host a different one (rendezvous hashing).
-    fn place(&self, exit_bridges: &[ExitBridge]) -> Option<usize> {
-        let weight =
-            |of: &ExitBridge| Sha256::new().chain_update(&self.0).chain_update(&of.fingerprint).finalize();
-        let serving = exit_bridges.iter().enumerate().filter(|(_, of)| of.serves());
-        serving.max_by_key(|(_, of)| weight(of)).map(|(index, _)| index)
     }
 }
 
@@ -340,7 +280,7 @@ impl Attachment {
                         let before =
                             self.control.option(MICRODESCRIPTORS)?.pop().unwrap_or_else(|| "auto".into());
                         self.undo.will_set_microdescriptors(before)?;
-                        self.control.set(MICRODESCRIPTORS, &["0".into()])?;
+                        self.control.set(MICRODESCRIPTORS, "0")?;
                         self.wait(stop, progress, "tor to fetch whole descriptors", |control| {
                             let enough = control.get("status/enough-dir-info")?;
                             Ok(if enough == "1" { None } else { Some("not enough of them yet".into()) })
@@ -412,7 +352,8 @@ impl Attachment {
             return if self.mapped.is_empty() { Err(none()) } else { Ok(()) };
         }
         let places = places.into_iter().filter_map(|index| self.exit_bridges.get(index));
-        let mapped: Vec<_> = self.chosen.iter().zip(places).flat_map(|(host, at)| host.mapped(at)).collect();
+        let mapped: Vec<_> =
+            self.chosen.iter().zip(places).flat_map(|(host, at)| host.mapped(&at.fingerprint)).collect();
         for other in self.control.option(MAP)? {
             let from = other.split(' ').next().unwrap_or_default().to_ascii_lowercase();
             let from = Chosen(from.trim_end_matches('.').to_owned());
@@ -550,7 +491,7 @@ impl Attachment {
     fn set_again(&mut self) -> Result<bool, AttachError> {
         let mut missing = false;
         if self.undo.whole_descriptors() && self.control.option(MICRODESCRIPTORS)? != ["0"] {
-            self.control.set(MICRODESCRIPTORS, &["0".into()])?;
+            self.control.set(MICRODESCRIPTORS, "0")?;
             missing = true;
         }
         if !undo::has(&mut self.control, &self.mapped)? {
@@ -585,41 +526,6 @@ mod tests {
             dead_until: None,
             ended: false,
         }
-    }
-
-    #[test]
-    fn hosts_are_written_as_tor_reads_them() {
-        let mapped = |text: &str| text.parse::<Chosen>().unwrap().mapped(&exit_bridge("F"));
-        let to = |from: &str, to: &str| (from.to_owned(), to.to_owned());
-        let name = "example.com.F.exit";
-        assert_eq!(mapped("Example.COM."), [to("example.com", name), to("example.com.", name)]);
-        let below = "*.example.com.F.exit";
-        assert_eq!(mapped("*.example.com"), [to("*.example.com", below), to("*.example.com.", below)]);
-        assert_eq!(mapped("198.51.100.7"), [to("198.51.100.7", "198.51.100.7.F.exit")]);
-        for bad in [
-            "",
-            "*",
-            ".",
-            "*.*",
-            "*.198.51.100.7",
-            "2001:db8::1",
-            "a b.example",
-            "x.onion",
-            "a\nb.example",
-            "localhost",
-        ] {
-            assert!(bad.parse::<Chosen>().is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_domain_has_the_hosts_below_it() {
-        let within = |one: &str, other: &str| Chosen(one.into()).is_within(&Chosen(other.into()));
-        for one in ["a.example", "b.a.example", "*.a.example", "*.b.a.example"] {
-            assert!(within(one, "*.a.example"), "{one}");
-        }
-        assert!(within("a.example", "a.example") && !within("b.a.example", "a.example"));
-        assert!(!within("ba.example", "*.a.example") && !within("*.a.example", "a.example"));
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Undo {
         if let Some(before) = &self.record.microdescriptors
             && control.option(MICRODESCRIPTORS)? == ["0"]
         {
-            control.set(MICRODESCRIPTORS, std::slice::from_ref(before))?;
+            control.set(MICRODESCRIPTORS, before)?;
         }
         self.record.exit_bridges.clear();
         self.record.microdescriptors = None;
