@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::private_file;
+use eebt_page::private_file;
 use crate::route::{Route, Rule, is_onion, normal};
 
 /// Most choices.

@@ -302,7 +302,7 @@ impl TicketFile {
     }
 
     fn write(&self, tickets: &Tickets) -> std::io::Result<()> {
-        crate::private_file::write(&self.path, &serde_json::to_vec(tickets)?)
+        eebt_page::private_file::write(&self.path, &serde_json::to_vec(tickets)?)
     }
 
     async fn get(&self, directory: &OnionReach) -> Option<Kept> {

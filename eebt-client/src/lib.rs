@@ -28,7 +28,6 @@ pub mod find;
 mod https;
 pub mod listen;
 pub mod page;
-mod private_file;
 mod probe;
 pub mod route;
 pub mod selftest;

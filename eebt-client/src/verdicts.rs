@@ -223,7 +223,7 @@ impl Verdicts {
         };
         self.noted.send_replace(());
         if let Some((path, text)) = text
-            && let Err(error) = crate::private_file::write(path, &text)
+            && let Err(error) = eebt_page::private_file::write(path, &text)
         {
             tracing::warn!(%error, "verdict_file can't be written");
         }

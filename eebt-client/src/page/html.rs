@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use eebt_page::text::{bytes, plain, span};
 use eebt_proto::directory::ReachName;
 use maud::{DOCTYPE, Markup, html};
 
 use super::help::help;
-use super::view::{Said, View, bytes, plain, span};
+use super::view::{Said, View};
 use crate::bridges::{self, Health, Source};
 use crate::connect::{Another, Why};
 use crate::route::{Mode, Route};

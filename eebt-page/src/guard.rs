@@ -15,7 +15,7 @@
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::place::Place;
+use crate::place::Place;
 
 /// Sent with every answer.
 const FIELDS: &[(&str, &str)] = &[
@@ -34,7 +34,7 @@ const FIELDS: &[(&str, &str)] = &[
 
 /// Why somebody is turned away.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// It came by a name that is not ours.
     Host,
     /// It does not know the token.
@@ -49,11 +49,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         match self {
             Self::Host => (StatusCode::FORBIDDEN, "forbidden\n").into_response(),
-            Self::Token => {
-                let text =
-                    "not found\nhint: `eebt-client --print-page` prints the address of the local page\n";
-                (StatusCode::NOT_FOUND, text).into_response()
-            }
+            Self::Token => (StatusCode::NOT_FOUND, "not found\n").into_response(),
             Self::Site => (StatusCode::FORBIDDEN, "forbidden: sent by another site\n").into_response(),
             Self::Method => {
                 (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD, POST")], "GET and POST only\n")
@@ -64,7 +60,7 @@ impl IntoResponse for Refusal {
 }
 
 /// May this request be served?
-pub(super) fn check<B>(place: &Place, request: &Request<B>) -> Result<(), Refusal> {
+pub(crate) fn check<B>(place: &Place, request: &Request<B>) -> Result<(), Refusal> {
     let headers = request.headers();
     let hosts = place.hosts();
     let ours = |said: &str| hosts.iter().any(|host| host.eq_ignore_ascii_case(said));
@@ -110,7 +106,7 @@ fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// Has a browser keep the answer to itself.
-pub(super) fn seal(response: &mut Response) {
+pub(crate) fn seal(response: &mut Response) {
     for (name, value) in FIELDS {
         response.headers_mut().insert(*name, HeaderValue::from_static(value));
     }

@@ -19,7 +19,7 @@ const FILE: &str = "page.url";
 const MAX_URL: u64 = 200;
 
 /// Where the page is. Has no `Debug`: the token must not get into a log.
-pub(super) struct Place {
+pub(crate) struct Place {
     addr: SocketAddr,
     token: String,
 }
@@ -27,9 +27,11 @@ pub(super) struct Place {
 /// Why the address of the page is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
-    /// No client with a page runs with this state folder.
-    #[error("no eebt-client with a local page runs with {}", dir.display())]
+    /// No program with a page runs with this state folder.
+    #[error("no {program} with a local page runs with {}", dir.display())]
     NotRunning {
+        /// The program.
+        program: &'static str,
         /// The state folder.
         dir: PathBuf,
     },
@@ -45,26 +47,26 @@ pub enum PlaceError {
 
 impl Place {
     /// A new token, of 128 random bits.
-    pub(super) fn new(addr: SocketAddr) -> Self {
+    pub(crate) fn new(addr: SocketAddr) -> Self {
         let token = rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect();
         Self { addr, token }
     }
 
-    pub(super) fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}/{}/", self.addr, self.token)
     }
 
     /// Is this the token? Takes the same time whichever part of it is wrong.
-    pub(super) fn is_token(&self, said: &str) -> bool {
+    pub(crate) fn is_token(&self, said: &str) -> bool {
         said.as_bytes().ct_eq(self.token.as_bytes()).into()
     }
 
     /// Names by which a browser that was given our address knows us, as in a Host header.
-    pub(super) fn hosts(&self) -> Vec<String> {
+    pub(crate) fn hosts(&self) -> Vec<String> {
         let mut hosts = vec![self.addr.to_string(), format!("localhost:{}", self.addr.port())];
         if self.addr.port() == 80 {
             let ip = self.addr.ip();
@@ -75,7 +77,7 @@ impl Place {
     }
 
     /// Writes the address into the state folder, until the result is dropped.
-    pub(super) fn keep(&self, state_dir: &Path) -> std::io::Result<Kept> {
+    pub(crate) fn keep(&self, state_dir: &Path) -> std::io::Result<Kept> {
         let path = state_dir.join(FILE);
         let url = format!("{}\n", self.url());
         private_file::write(&path, url.as_bytes())?;
@@ -87,7 +89,7 @@ impl Place {
 }
 
 /// The file with the address.
-pub(super) struct Kept {
+pub(crate) struct Kept {
     path: PathBuf,
     url: String,
     _locked: File,
@@ -95,20 +97,20 @@ pub(super) struct Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        // Another client may have put its own there.
+        // Another one may have put its own there.
         if std::fs::read_to_string(&self.path).is_ok_and(|url| url == self.url) {
             let _gone = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// The address of the page of the client that runs with this state folder.
+/// The address of the page of the `program` that runs with this state folder.
 ///
 /// # Errors
 /// See [`PlaceError`].
-pub fn find(state_dir: &Path) -> Result<String, PlaceError> {
+pub fn find(state_dir: &Path, program: &'static str) -> Result<String, PlaceError> {
     let path = state_dir.join(FILE);
-    let not_running = || PlaceError::NotRunning { dir: state_dir.into() };
+    let not_running = || PlaceError::NotRunning { program, dir: state_dir.into() };
     let read = |source| PlaceError::Read { path: path.clone(), source };
     let file = match File::open(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(not_running()),
@@ -148,26 +150,26 @@ mod tests {
     #[test]
     fn the_address_is_for_its_owner_and_as_long_as_the_program_runs() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(find(dir.path()), Err(PlaceError::NotRunning { .. })));
+        assert!(matches!(find(dir.path(), "it"), Err(PlaceError::NotRunning { .. })));
         let place = place();
         let kept = place.keep(dir.path()).unwrap();
         let file = dir.path().join(FILE);
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(find(dir.path()).unwrap(), place.url());
+        assert_eq!(find(dir.path(), "it").unwrap(), place.url());
         drop(kept);
         assert!(!file.exists());
         std::fs::write(&file, place.url()).unwrap();
-        assert!(matches!(find(dir.path()), Err(PlaceError::NotRunning { .. })), "left by a killed one");
+        assert!(matches!(find(dir.path(), "it"), Err(PlaceError::NotRunning { .. })), "left by a killed one");
     }
 
     #[test]
-    fn another_clients_address_is_left_alone() {
+    fn anothers_address_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let first = place().keep(dir.path()).unwrap();
         let other = place();
         let _second = other.keep(dir.path()).unwrap();
         drop(first);
-        assert_eq!(find(dir.path()).unwrap(), other.url());
+        assert_eq!(find(dir.path(), "it").unwrap(), other.url());
     }
 
     #[test]
