@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use eebt_bridge::egress::{Egress, Families};
-use eebt_bridge::limits::{Limits, Rate, TokenBucket};
+use eebt_bridge::limits::{Limits, Rate, Throttle, TokenBucket};
 use eebt_bridge::resolve::Resolver;
 use eebt_bridge::status::Status;
 use eebt_proto::{ExitPolicy, PortSet, Surroundings, Target};
@@ -55,7 +55,7 @@ pub fn measure(rounds: usize, report: &mut Report) -> anyhow::Result<()> {
 fn policy() -> ExitPolicy {
     // Loopback stands for the Internet here.
     let lifted = vec![IpAddr::from(Ipv4Addr::LOCALHOST).into()];
-    ExitPolicy { ports: "1-65535".parse::<PortSet>().unwrap_or_else(|_| PortSet::web()), lifted }
+    ExitPolicy { ports: "1-65535".parse::<PortSet>().unwrap_or_else(|_| PortSet::web()), lifted, ..ExitPolicy::default() }
 }
 
 /// Decisions in a second, over addresses of all kinds.
@@ -80,7 +80,8 @@ fn engine() -> anyhow::Result<Egress> {
     let limits = Limits { bytes: plenty, total_bytes: plenty, ..Limits::default() };
     // Names are not looked up here, so no name server is asked.
     let resolver = Resolver::new(&[(Ipv4Addr::LOCALHOST, 53).into()])?;
-    Ok(Egress::new(policy(), Arc::new(Nobody), resolver, None, limits, Arc::<Status>::default()))
+    let throttle = Arc::new(Throttle::new(limits.total_bytes, Instant::now()));
+    Ok(Egress::new(policy(), Arc::new(Nobody), resolver, None, limits, throttle, Arc::<Status>::default()))
 }
 
 /// Copies both ways between two connections, with the engine or without it.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arti_client::TorClient;
 use eebt_proto::special_use::special_use;
@@ -22,6 +22,7 @@ use crate::ingress::IngressError;
 use crate::ingress::circuit::CircuitIngress;
 use crate::ingress::onion::OnionIngress;
 use crate::keys::{BridgeKeys, KeysError};
+use crate::limits::Throttle;
 use crate::register::{Card, keep_registered};
 use crate::resolve::{ResolveError, Resolver};
 use crate::status::{self, Phase, Status};
@@ -32,6 +33,7 @@ pub struct ExitBridge {
     tor_config: arti_client::TorClientConfig,
     keys: Arc<BridgeKeys>,
     status: Arc<Status>,
+    throttle: Arc<Throttle>,
 }
 
 /// Why an exit bridge can't start, or had to stop.
@@ -79,7 +81,8 @@ impl ExitBridge {
         config.check()?;
         let tor_config = config.tor_client_config()?;
         let keys = Arc::new(BridgeKeys::load_or_generate(&config.keys)?);
-        Ok(Self { config, tor_config, keys, status: Arc::default() })
+        let throttle = Arc::new(Throttle::new(config.limits.total_bytes, Instant::now()));
+        Ok(Self { config, tor_config, keys, status: Arc::default(), throttle })
     }
 
     /// What it shows of itself while it runs.
@@ -87,8 +90,13 @@ impl ExitBridge {
         Arc::clone(&self.status)
     }
 
-    /// Runs until `shutdown`, or the end of its life; then drains. `ready` is called once, with a
-    /// bridge line for each way to reach it, when the exit bridge serves.
+    /// How fast its streams may be, which can be changed while it runs.
+    pub fn throttle(&self) -> Arc<Throttle> {
+        Arc::clone(&self.throttle)
+    }
+
+    /// Runs until `shutdown`, or the end of its life; then drains. `ready` is called once, when the exit bridge serves:
+    /// with a bridge line for each way to reach it, and with what reaches onion services from here.
     ///
     /// Nobody is listened to before there is a consensus to tell relays from strangers.
     ///
@@ -98,9 +106,9 @@ impl ExitBridge {
         self,
         runtime: TorRuntime,
         shutdown: CancellationToken,
-        ready: impl FnOnce(&[BridgeLine]),
+        ready: impl FnOnce(&[BridgeLine], &Arc<OnionConnector>),
     ) -> Result<(), RunError> {
-        let Self { config, tor_config, keys, status } = self;
+        let Self { config, tor_config, keys, status, throttle } = self;
         let expires = config.end_of_life(SystemTime::now());
         let life = expires.duration_since(SystemTime::now()).map_err(|_| RunError::Expired)?;
 
@@ -140,6 +148,7 @@ impl ExitBridge {
             Resolver::new(&config.resolver)?,
             config.egress_address,
             config.limits.clone(),
+            throttle,
             Arc::clone(&status),
         ));
         let close = CancellationToken::new();
@@ -171,7 +180,7 @@ impl ExitBridge {
         tracing::info!(relays = consensus.relays(), "serving");
         let line = |reach| BridgeLine { reach, ports: config.policy.clone(), expires: Some(expires) };
         let lines: Vec<BridgeLine> = reaches.into_iter().map(line).collect();
-        ready(&lines);
+        ready(&lines, &connector);
         // Directories know an exit bridge by its egress address: they get one line, of the first reach.
         let first = lines.into_iter().find(|line| config.reach.first() == Some(&ReachKind::of(&line.reach)));
         let card = first.map(|line| Card::new(line, keys, &config));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use eebt_proto::limits::MAX_LIFETIME;
-use eebt_proto::{Country, ExitPolicy, OnionReach, PortSet, Reach};
+use eebt_proto::{Country, ExitPolicy, HostRules, OnionReach, PortSet, Reach};
 use eebt_tor::{ConfigError, RendezvousPath};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
@@ -59,6 +59,9 @@ pub struct Config {
     pub policy: PortSet,
     /// Special-use ranges that are opened all the same. For test networks only.
     pub allow_egress: Vec<IpNet>,
+    /// Hosts that are open, for programs that embed an exit bridge.
+    #[serde(skip)]
+    pub hosts: HostRules,
     /// Source addresses that may open channels though no relay in the consensus has them.
     pub allow_ingress: Vec<IpNet>,
     /// Name servers; the system's when empty.
@@ -111,6 +114,7 @@ impl Default for Config {
             drain: Duration::from_secs(30),
             policy: PortSet::web(),
             allow_egress: Vec::new(),
+            hosts: HostRules::default(),
             allow_ingress: Vec::new(),
             resolver: Vec::new(),
             limits: Limits::default(),
@@ -160,7 +164,11 @@ impl Config {
 
     /// The exit policy.
     pub fn exit_policy(&self) -> ExitPolicy {
-        ExitPolicy { ports: self.policy.clone(), lifted: self.allow_egress.clone() }
+        ExitPolicy {
+            ports: self.policy.clone(),
+            lifted: self.allow_egress.clone(),
+            hosts: self.hosts.clone(),
+        }
     }
 
     /// When an exit bridge that starts `now` ends, in whole seconds (so that the bridge line says

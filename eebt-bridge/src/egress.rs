@@ -18,7 +18,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::limits::{Limits, TokenBucket};
+use crate::limits::{Limits, Throttle, TokenBucket, Way};
 use crate::resolve::{ResolveError, Resolver};
 use crate::status::{Outcome, Status};
 
@@ -40,7 +40,7 @@ pub struct Egress {
     limits: Limits,
     open: Arc<Semaphore>,
     connects: Semaphore,
-    bytes: Mutex<TokenBucket>,
+    throttle: Arc<Throttle>,
     draining: AtomicBool,
     status: Arc<Status>,
 }
@@ -105,6 +105,7 @@ impl Egress {
         resolver: Resolver,
         source: Option<IpAddr>,
         limits: Limits,
+        throttle: Arc<Throttle>,
         status: Arc<Status>,
     ) -> Self {
         Self {
@@ -114,7 +115,7 @@ impl Egress {
             source,
             open: Arc::new(Semaphore::new(limits.streams as usize)),
             connects: Semaphore::new(limits.connects as usize),
-            bytes: Mutex::new(TokenBucket::new(limits.total_bytes, Instant::now())),
+            throttle,
             limits,
             draining: AtomicBool::new(false),
             status,
@@ -127,7 +128,7 @@ impl Egress {
     }
 
     /// The counters.
-    pub fn status(&self) -> &Status {
+    pub fn status(&self) -> &Arc<Status> {
         &self.status
     }
 
@@ -158,7 +159,7 @@ impl Egress {
     /// # Errors
     /// See [`EgressError`].
     pub async fn connect(&self, target: &Target, families: Families) -> Result<TcpStream, EgressError> {
-        self.policy.check_port(target.port).map_err(EgressError::Refused)?;
+        self.policy.check_target(target).map_err(EgressError::Refused)?;
         let _place = self.connects.try_acquire().map_err(|_| EgressError::Busy)?;
         let attempt = async {
             let ips = match &target.host {
@@ -232,6 +233,14 @@ impl Egress {
         }
     }
 
+    /// Is this host open, whatever its addresses?
+    ///
+    /// # Errors
+    /// [`EgressError::Refused`].
+    pub(crate) fn lets_out(&self, host: &Host) -> Result<(), EgressError> {
+        self.policy.check_host(host).map_err(EgressError::Refused)
+    }
+
     /// Addresses of a name, for RESOLVE: those that a stream could be opened to.
     ///
     /// # Errors
@@ -266,21 +275,20 @@ impl Egress {
         let (mut tor_read, mut tor_write) = tokio::io::split(tor);
         let (mut tcp_read, mut tcp_write) = tcp.into_split();
         let idle = Idle::new(self.limits.idle_timeout);
-        let spend = |n: usize| {
+        let spend = |way: Way, n: usize| {
             idle.touch();
             #[allow(clippy::cast_precision_loss)]
-            let spend = |bucket: &Mutex<TokenBucket>| {
-                bucket.lock().unwrap_or_else(PoisonError::into_inner).spend(n as f64, Instant::now())
-            };
-            spend(budget).max(spend(&self.bytes))
+            let (n, now) = (n as f64, Instant::now());
+            let of_circuit = budget.lock().unwrap_or_else(PoisonError::into_inner).spend(n, now);
+            of_circuit.max(self.throttle.spend(way, n, now))
         };
         let up = pump(&mut tor_read, &mut tcp_write, |n| {
             self.status.add_up(n as u64);
-            spend(n)
+            spend(Way::Up, n)
         });
         let down = pump(&mut tcp_read, &mut tor_write, |n| {
             self.status.add_down(n as u64);
-            spend(n)
+            spend(Way::Down, n)
         });
         // When the origin takes no more, what it said before that still has to go down.
         let up = async {

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use eebt_proto::Target;
@@ -154,10 +155,61 @@ impl TokenBucket {
         Duration::from_secs_f64((-self.tokens).max(0.0) / self.rate.per_second)
     }
 
+    /// From now on at this rate. Debts stay.
+    pub fn set_rate(&mut self, rate: Rate, now: Instant) {
+        self.refill(now);
+        self.rate = rate;
+        self.tokens = self.tokens.min(rate.burst);
+    }
+
     /// Is a token there?
     pub fn has_token(&mut self, now: Instant) -> bool {
         self.refill(now);
         self.tokens >= 1.0
+    }
+}
+
+/// How fast all streams together may be; each way can be changed while they are open.
+pub struct Throttle {
+    both: Mutex<TokenBucket>,
+    up: Mutex<TokenBucket>,
+    down: Mutex<TokenBucket>,
+}
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To targets.
+    Up,
+    /// From targets.
+    Down,
+}
+
+impl Throttle {
+    /// Both ways together as fast as `total` says, and neither slower.
+    pub fn new(total: Rate, now: Instant) -> Self {
+        let bucket = || Mutex::new(TokenBucket::new(total, now));
+        Self { both: bucket(), up: bucket(), down: bucket() }
+    }
+
+    fn bucket(&self, way: Way) -> &Mutex<TokenBucket> {
+        match way {
+            Way::Up => &self.up,
+            Way::Down => &self.down,
+        }
+    }
+
+    /// From now on at this rate.
+    pub fn set(&self, way: Way, rate: Rate, now: Instant) {
+        self.bucket(way).lock().unwrap_or_else(PoisonError::into_inner).set_rate(rate, now);
+    }
+
+    /// Takes `n` bytes, and says how long to wait before they move on.
+    pub fn spend(&self, way: Way, n: f64, now: Instant) -> Duration {
+        let spend = |bucket: &Mutex<TokenBucket>| {
+            bucket.lock().unwrap_or_else(PoisonError::into_inner).spend(n, now)
+        };
+        spend(&self.both).max(spend(self.bucket(way)))
     }
 }
 
@@ -244,6 +296,20 @@ mod tests {
 
     fn target(i: u16) -> Target {
         Target::new(&format!("host{i}.example.com"), 443).unwrap()
+    }
+
+    #[test]
+    fn each_way_has_its_own_rate_and_follows_its_change() {
+        let now = Instant::now();
+        let total = Rate { per_second: 1e6, burst: 1e6 };
+        let throttle = Throttle::new(total, now);
+        throttle.set(Way::Down, Rate { per_second: 1000.0, burst: 1000.0 }, now);
+        assert_eq!(throttle.spend(Way::Up, 1000.0, now), Duration::ZERO);
+        assert_eq!(throttle.spend(Way::Down, 3000.0, now), Duration::from_secs(2));
+        throttle.set(Way::Down, Rate { per_second: 4000.0, burst: 1000.0 }, now);
+        assert_eq!(throttle.spend(Way::Down, 0.0, now), Duration::from_millis(500));
+        // Both ways together stay under the total.
+        assert_eq!(throttle.spend(Way::Up, 1_996_000.0, now), Duration::from_secs(1));
     }
 
     #[test]

@@ -118,7 +118,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     tokio.block_on(async move {
         eebt_tor::stop_on_signal(shutdown.clone()).context("cannot handle signals")?;
-        bridge.run(runtime, shutdown, print_lines).await?;
+        bridge.run(runtime, shutdown, |lines, _| print_lines(lines)).await?;
         Ok(())
     })
 }

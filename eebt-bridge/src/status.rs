@@ -51,6 +51,27 @@ pub struct Status {
     down: AtomicU64,
     channels_refused: AtomicU64,
     directories: AtomicU64,
+    clients: AtomicU64,
+    clients_met: AtomicU64,
+}
+
+/// What was counted so far, unrounded: for the owner's own eyes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Bytes to targets.
+    pub up: u64,
+    /// Bytes from targets.
+    pub down: u64,
+    /// Streams that were connected.
+    pub served: u64,
+    /// Streams that were refused, by policy or bound.
+    pub refused: u64,
+    /// Clients of the onion service that are there now, by circuits.
+    pub clients: u64,
+    /// All that were met.
+    pub clients_met: u64,
+    /// Exit-bridge directories that hand us out.
+    pub directories: u64,
 }
 
 impl Default for Status {
@@ -62,6 +83,8 @@ impl Default for Status {
             down: AtomicU64::new(0),
             channels_refused: AtomicU64::new(0),
             directories: AtomicU64::new(0),
+            clients: AtomicU64::new(0),
+            clients_met: AtomicU64::new(0),
         }
     }
 }
@@ -98,6 +121,28 @@ impl Status {
         self.directories.store(n, Ordering::Relaxed);
     }
 
+    /// A client was met, and is there until the result is dropped.
+    pub(crate) fn met_client(self: &Arc<Self>) -> Client {
+        self.clients.fetch_add(1, Ordering::Relaxed);
+        self.clients_met.fetch_add(1, Ordering::Relaxed);
+        Client(Arc::clone(self))
+    }
+
+    /// All that was counted.
+    pub fn totals(&self) -> Totals {
+        let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let of = |outcome: Outcome| read(&self.streams[outcome as usize]);
+        Totals {
+            up: read(&self.up),
+            down: read(&self.down),
+            served: of(Outcome::Served),
+            refused: of(Outcome::Refused) + of(Outcome::OverLimit),
+            clients: read(&self.clients),
+            clients_met: read(&self.clients_met),
+            directories: read(&self.directories),
+        }
+    }
+
     /// All counters in Prometheus' text format.
     pub fn metrics(&self) -> String {
         let rounded = |n: &AtomicU64, step: u64| n.load(Ordering::Relaxed).div_ceil(step) * step;
@@ -120,6 +165,15 @@ impl Status {
         let ready = u8::from(*self.phase.borrow() == Phase::Serving);
         text.push_str(&format!("# TYPE eebt_bridge_ready gauge\neebt_bridge_ready {ready}\n"));
         text
+    }
+}
+
+/// A client of the onion service that is there.
+pub(crate) struct Client(Arc<Status>);
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.0.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

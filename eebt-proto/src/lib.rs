@@ -11,6 +11,7 @@
 pub mod country;
 pub mod descriptor;
 pub mod directory;
+pub mod hosts;
 pub mod limits;
 pub mod line;
 pub mod policy;
@@ -23,6 +24,7 @@ mod wire;
 
 pub use country::Country;
 pub use descriptor::{BridgeDescriptor, DescriptorError, SignedDocument, UnverifiedDescriptor, Withdrawal};
+pub use hosts::{HostRules, HostSet, HostSetError};
 pub use line::{BridgeLine, LineError};
 pub use policy::{ExitPolicy, Refusal, Surroundings};
 pub use ports::{PortSet, PortSetError};

@@ -4,8 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
+use crate::hosts::HostRules;
 use crate::ports::PortSet;
 use crate::special_use::{reached, special_use};
+use crate::target::{Host, Target};
 
 /// What an exit bridge lets out. Closed by default: web ports, ordinary addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub struct ExitPolicy {
     pub ports: PortSet,
     /// Special-use ranges that a test network opens. Empty everywhere else.
     pub lifted: Vec<IpNet>,
+    /// Hosts that are open, and hosts that are not.
+    pub hosts: HostRules,
 }
 
 /// What the policy has to know of the world: answered by the exit bridge, faked by tests.
@@ -30,6 +34,9 @@ pub enum Refusal {
     /// The port is outside the policy.
     #[error("port outside the exit policy")]
     Port,
+    /// The host is.
+    #[error("host outside the exit policy")]
+    Host,
     /// A special-use address; the field says which kind.
     #[error("special-use address ({0})")]
     SpecialUse(&'static str),
@@ -42,12 +49,25 @@ pub enum Refusal {
 }
 
 impl ExitPolicy {
+    fn check_port(&self, port: u16) -> Result<(), Refusal> {
+        if self.ports.contains(port) { Ok(()) } else { Err(Refusal::Port) }
+    }
+
     /// The part of the decision that needs no address, so that no name is resolved in vain.
     ///
     /// # Errors
-    /// [`Refusal::Port`].
-    pub fn check_port(&self, port: u16) -> Result<(), Refusal> {
-        if self.ports.contains(port) { Ok(()) } else { Err(Refusal::Port) }
+    /// [`Refusal::Port`], [`Refusal::Host`].
+    pub fn check_target(&self, target: &Target) -> Result<(), Refusal> {
+        self.check_port(target.port)?;
+        self.check_host(&target.host)
+    }
+
+    /// Is `host` open whatever the port and the address?
+    ///
+    /// # Errors
+    /// [`Refusal::Host`].
+    pub fn check_host(&self, host: &Host) -> Result<(), Refusal> {
+        if self.hosts.lets_out(host) { Ok(()) } else { Err(Refusal::Host) }
     }
 
     /// Is `ip` closed whatever the port? An address in a lifted range is still closed when it is

@@ -75,7 +75,10 @@ impl OnionIngress {
 /// Meets one client at the rendezvous point that it chose, and serves its streams.
 async fn serve_client(request: RendRequest, rendezvous: Arc<Rendezvous>, egress: Arc<Egress>) {
     match timeout(egress.limits().handshake_timeout, request.accept_by(rendezvous)).await {
-        Ok(Ok(streams)) => serve_circuit(streams.map(Incoming::Onion), egress, None).await,
+        Ok(Ok(streams)) => {
+            let _here = egress.status().met_client();
+            serve_circuit(streams.map(Incoming::Onion), egress, None).await;
+        }
         Ok(Err(error)) => tracing::debug!(error = %error.report(), "a client was not met"),
         Err(_) => tracing::debug!("a client was not met in time"),
     }

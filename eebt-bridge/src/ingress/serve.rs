@@ -232,6 +232,9 @@ async fn resolve_answer(resolve: &Resolve, circuit: &Circuit, egress: &Egress) -
         // Any open port will do: names are resolved for no port.
         let Ok(target) = Target::new(query, 443) else { return not_found() };
         let Ok(_permits) = circuit.admit(egress, &target) else { return Resolved::new_err(true, TTL) };
+        if egress.lets_out(&target.host).is_err() {
+            return not_found();
+        }
         match target.host {
             Host::Ip(ip) => Ok(vec![ResolvedVal::Ip(ip)]),
             Host::Name(name) => {
