@@ -42,7 +42,7 @@ pub struct Facts {
 pub trait Source: Send {
     /// For the page and the log: "X11", "NetworkManager".
     fn name(&self) -> &'static str;
-    /// How long what it says stays true enough.
+    /// How long what it said last stays true enough.
     fn every(&self) -> Duration;
     /// What it can tell now; all `None` when it can tell nothing. Takes a second or two at most.
     fn look(&mut self) -> Facts;
@@ -107,7 +107,7 @@ impl Watch {
         merge(self.0.iter().map(|one| &one.told))
     }
 
-    /// When somebody is due next: sleep until then. `None` if there is nobody to look at.
+    /// When somebody is due next: sleep until then. `None` before the first look.
     pub fn due(&self) -> Option<Instant> {
         self.0.iter().filter_map(|one| one.due).min()
     }

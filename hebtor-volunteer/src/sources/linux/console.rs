@@ -22,7 +22,7 @@ impl Source for Console {
     }
 
     fn every(&self) -> Duration {
-        Duration::from_secs(2)
+        Duration::from_secs(5)
     }
 
     fn look(&mut self) -> Facts {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
 
 use crate::sources::{Facts, Source};
 
@@ -66,7 +67,7 @@ impl Source for Line {
     }
 
     fn every(&self) -> Duration {
-        Duration::from_secs(2)
+        Duration::from_secs(5)
     }
 
     fn look(&mut self) -> Facts {
@@ -98,10 +99,8 @@ fn rate(first: &Sample, last: &Sample) -> Option<u64> {
 /// The kernel is asked to choose a route, as it would for any program: the table of routes alone misses
 /// what WireGuard does by policy rules, and OpenVPN by two halves of a default route.
 fn default_devices() -> Vec<String> {
-    let mut names: Vec<_> = FAR.iter().filter_map(|far| device_of(local_address(far)?)).collect();
-    names.sort();
-    names.dedup();
-    names
+    let addresses: Vec<_> = FAR.iter().filter_map(|far| local_address(far)).collect();
+    if addresses.is_empty() { Vec::new() } else { devices_of(&addresses) }
 }
 
 fn local_address(far: &str) -> Option<IpAddr> {
@@ -112,12 +111,18 @@ fn local_address(far: &str) -> Option<IpAddr> {
     Some(socket.local_addr().ok()?.ip())
 }
 
-fn device_of(address: IpAddr) -> Option<String> {
-    let has = |one: &nix::sys::socket::SockaddrStorage| match address {
-        IpAddr::V4(ip) => one.as_sockaddr_in().is_some_and(|known| known.ip() == ip),
-        IpAddr::V6(ip) => one.as_sockaddr_in6().is_some_and(|known| known.ip() == ip),
+fn devices_of(addresses: &[IpAddr]) -> Vec<String> {
+    let is_one = |known: SockaddrStorage| {
+        let v4 = known.as_sockaddr_in().map(|known| IpAddr::from(known.ip()));
+        let v6 = || known.as_sockaddr_in6().map(|known| IpAddr::from(known.ip()));
+        v4.or_else(v6).is_some_and(|ip| addresses.contains(&ip))
     };
-    getifaddrs().ok()?.find(|one| one.address.as_ref().is_some_and(has)).map(|one| one.interface_name)
+    let all = getifaddrs().into_iter().flatten();
+    let with_one = all.filter(|device| device.address.is_some_and(is_one));
+    let mut names: Vec<_> = with_one.map(|device| device.interface_name).collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 /// A device of /sys/class/net that packs packets into others: tun, tap, WireGuard, or one without a link layer
@@ -228,7 +233,7 @@ mod tests {
 
     #[test]
     fn the_kernel_names_the_device_of_an_address() {
-        assert_eq!(device_of([127, 0, 0, 1].into()).as_deref(), Some("lo"));
-        assert_eq!(device_of([192, 0, 2, 1].into()), None);
+        assert_eq!(devices_of(&[[127, 0, 0, 1].into()]), ["lo"]);
+        assert!(devices_of(&[[192, 0, 2, 1].into()]).is_empty());
     }
 }

@@ -15,8 +15,10 @@ const SESSION: &str = "org.freedesktop.login1.Session";
 
 /// Asks the logind on this bus. With `has_display`, our own desktop is left to those who see its input:
 /// few desktops tell logind of each key, and all tell it late.
+///
+/// The kernel rounds a terminal's times to 8 seconds, so that to ask often is no use.
 pub fn source(bus: Address, has_display: bool) -> impl Source {
-    Reopened::new("logind", Duration::from_secs(2), move || {
+    Reopened::new("logind", Duration::from_secs(5), move || {
         Ok(Logind { bus: Bus::open(&bus)?, uid: nix::unistd::getuid().as_raw(), has_display, empty: None })
     })
 }

@@ -36,8 +36,7 @@ pub(super) fn of_this_machine(own_bytes: Arc<AtomicU64>) -> Vec<Box<dyn Source>>
     if has_display {
         sources.push(Box::new(mutter::source(Address::Session)));
     }
-    // Its presence is how logind (and elogind) says that it runs.
-    if Path::new("/run/systemd/seats").exists() {
+    if logind_runs() {
         sources.push(Box::new(logind::source(Address::System, has_display)));
     } else {
         sources.push(Box::new(console::Console::default()));
@@ -46,6 +45,11 @@ pub(super) fn of_this_machine(own_bytes: Arc<AtomicU64>) -> Vec<Box<dyn Source>>
     sources.push(Box::new(line::Line::new(own_bytes)));
     sources.push(Box::new(battery::Battery::default()));
     sources
+}
+
+/// The folder is how logind (and elogind) says that it runs; images of containers have it without any bus.
+fn logind_runs() -> bool {
+    Path::new("/run/systemd/seats").exists() && Path::new("/run/dbus/system_bus_socket").exists()
 }
 
 /// The socket of the Wayland session that we belong to.

@@ -18,12 +18,17 @@ const FIRST_PAUSE: Duration = Duration::from_secs(2);
 /// The longest pause.
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 
+/// While the owner is here nothing is lent, so that nobody has to be quick: one who was here so lately is
+/// looked for again after that time.
+const HERE: Duration = Duration::from_secs(5);
+
 /// Opens with `open`, asks what is open, and opens again.
 pub(super) struct Reopened<F, T> {
     name: &'static str,
     every: Duration,
     open: F,
     now_open: Option<T>,
+    owner_is_here: bool,
     pause: Duration,
     not_before: Option<Instant>,
 }
@@ -31,10 +36,16 @@ pub(super) struct Reopened<F, T> {
 impl<F: FnMut() -> Result<T, Broken>, T: Open> Reopened<F, T> {
     /// Nothing is opened before the first look.
     pub(super) fn new(name: &'static str, every: Duration, open: F) -> Self {
-        Self { name, every, open, now_open: None, pause: FIRST_PAUSE, not_before: None }
+        Self { name, every, open, now_open: None, owner_is_here: false, pause: FIRST_PAUSE, not_before: None }
     }
 
     fn look_at(&mut self, now: Instant) -> Facts {
+        let facts = self.open_and_ask(now);
+        self.owner_is_here = facts.idle.is_some_and(|idle| idle < HERE);
+        facts
+    }
+
+    fn open_and_ask(&mut self, now: Instant) -> Facts {
         if self.not_before.is_some_and(|then| now < then) {
             return Facts::default();
         }
@@ -69,7 +80,7 @@ impl<F: FnMut() -> Result<T, Broken> + Send, T: Open> Source for Reopened<F, T> 
     }
 
     fn every(&self) -> Duration {
-        self.every
+        if self.owner_is_here { self.every.max(HERE) } else { self.every }
     }
 
     fn look(&mut self) -> Facts {
@@ -94,6 +105,25 @@ mod tests {
 
     fn up() -> Facts {
         Facts { vpn: Some(false), ..Facts::default() }
+    }
+
+    struct Owner(Duration);
+
+    impl Open for Owner {
+        fn facts(&mut self) -> Result<Facts, Broken> {
+            self.0 += Duration::from_secs(2);
+            Ok(Facts { idle: Some(self.0), ..Facts::default() })
+        }
+    }
+
+    #[test]
+    fn an_owner_who_left_is_watched_closely() {
+        let mut source = Reopened::new("owner", Duration::from_secs(1), || Ok(Owner(Duration::ZERO)));
+        let paces = [(); 4].map(|()| {
+            source.look();
+            source.every().as_secs()
+        });
+        assert_eq!(paces, [5, 5, 1, 1]);
     }
 
     #[test]
