@@ -26,6 +26,9 @@ use crate::keys::{BridgeKeys, KeysError, PROTOCOLS, new_key};
 const BANDWIDTH: u64 = 10_000_000;
 /// What bridge lines need not name: with less, C tor asks no relay for the Ed25519 identity that ntor-v3 takes.
 const LINK: &str = "Link=4-5 LinkAuth=3";
+/// All addresses, and not as `*`. Of a host name C tor can't know then whether it is let out, and where that is so it gives the
+/// stream only to an exit that was asked for by name (`connection_ap_can_use_exit`): hosts that nobody chose stay away.
+const HALVES: [&str; 2] = ["0.0.0.0/1", "128.0.0.0/1"];
 /// What is signed with the medium-term key is this and the document so far.
 const SIGNED: &[u8] = b"Tor router descriptor signature v1";
 
@@ -98,7 +101,9 @@ pub fn server_descriptor(
         ntor = BASE64_NOPAD.encode(keys.ntor().public().inner().as_bytes()),
     );
     for ports in ports.to_string().split(',') {
-        let _ = writeln!(text, "accept *:{ports}");
+        for half in HALVES {
+            let _ = writeln!(text, "accept {half}:{ports}");
+        }
     }
     text.push_str("reject *:*\nrouter-sig-ed25519 ");
     let digest = Sha256::new().chain_update(SIGNED).chain_update(&text).finalize();
@@ -135,12 +140,17 @@ mod tests {
         let text = descriptor("198.51.100.7:44321").unwrap();
         assert!(text.starts_with("router Unnamed 198.51.100.7 44321 0 0\nidentity-ed25519\n"), "{text}");
         assert!(text.ends_with("-----END SIGNATURE-----\n"), "{text}");
-        for line in
-            ["published 2027-01-15 08:00:00\n", "\naccept *:443\n", "\nreject *:*\nrouter-sig-ed25519 "]
-        {
+        for line in ["published 2027-01-15 08:00:00\n", "\nreject *:*\nrouter-sig-ed25519 "] {
             assert!(text.contains(line), "{line:?}: {text}");
         }
         assert!(text.lines().all(|line| line.len() <= 200), "{text}");
+    }
+
+    #[test]
+    fn it_lets_out_to_all_addresses_and_is_sure_of_no_name() {
+        let text = descriptor("198.51.100.7:44321").unwrap();
+        let open: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("accept ")).collect();
+        assert_eq!(open, ["0.0.0.0/1:80", "128.0.0.0/1:80", "0.0.0.0/1:443", "128.0.0.0/1:443"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::ensure;
 use tests::{Client, Lab};
+use tokio_socks::tcp::Socks5Stream;
 
 use crate::Suite;
 
@@ -12,12 +13,12 @@ const MAY_FAIL: usize = 4;
 
 pub fn cases(suite: &mut Suite) {
     suite.case("an exit bridge that refuses streams for reasons of its own is left alone", async |lab| {
-        let mut rate = toml::Table::new();
-        rate.insert("per_second".into(), 0.001.into());
-        rate.insert("burst".into(), 1.0.into());
         let mut limits = toml::Table::new();
-        limits.insert("new_streams".into(), rate.into());
+        limits.insert("streams".into(), 1.into());
         let full = lab.bridge().set("limits", limits).run().await?;
+        // Somebody is there already, and stays.
+        let guest = lab.client().via(&full).set("optimistic", false).run().await?;
+        let _stays = Socks5Stream::connect(guest.proxy, lab.origins.open().addr()).await?;
         let honest = lab.bridge().run().await?;
         for optimistic in [true, false] {
             let client = lab.client().via(&full).via(&honest).set("optimistic", optimistic).run().await?;

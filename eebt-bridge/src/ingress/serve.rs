@@ -157,9 +157,12 @@ async fn answer(stream: Incoming, circuit: &Circuit, egress: &Egress) -> Option<
 
 /// A stream to ourselves, held to the same bounds as one to anywhere else.
 async fn begin_dir(stream: Incoming, directory: &OwnDirectory, circuit: &Circuit, egress: &Egress) {
-    let Ok(_room) = circuit.admit(egress, directory.target()) else {
-        egress.status().count(Outcome::OverLimit);
-        return stream.reject(EndReason::RESOURCELIMIT).await;
+    let _room = match circuit.admit(egress, directory.target()) {
+        Ok(room) => room,
+        Err(over) => {
+            egress.status().count(Outcome::OverLimit);
+            return stream.reject(end_of_over_limit(over)).await;
+        }
     };
     if let Ok(stream) = stream.accept(Connected::new_empty()).await {
         directory.serve(stream, egress.limits().connect_timeout).await;
@@ -204,7 +207,7 @@ async fn admit_and_connect(
     let room = circuit.admit(egress, &target).map_err(|over| {
         tracing::debug!(%over, "stream refused");
         egress.status().count(Outcome::OverLimit);
-        EndReason::RESOURCELIMIT
+        end_of_over_limit(over)
     })?;
     let tcp = egress.connect(&target, families(begin.flags())).await.map_err(|error| {
         tracing::debug!(%error, "stream refused");
@@ -293,6 +296,16 @@ fn end_of_target_error(error: TargetError) -> EndReason {
         TargetError::Port => EndReason::TORPROTOCOL,
         TargetError::Syntax => EndReason::RESOLVEFAILED,
         TargetError::LocalName => EndReason::EXITPOLICY,
+    }
+}
+
+/// Of one circuit as C tor's exits do, for a C tor that hears RESOURCELIMIT gives an exit no more streams at all.
+fn end_of_over_limit(over: OverLimit) -> EndReason {
+    match over {
+        OverLimit::Streams | OverLimit::NewStreams | OverLimit::Targets | OverLimit::FailedConnects => {
+            EndReason::MISC
+        }
+        OverLimit::Total => EndReason::RESOURCELIMIT,
     }
 }
 
