@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use eebt_proto::BridgeLine;
 use serde::Deserialize;
 
 use crate::folder::StateDir;
@@ -86,7 +85,7 @@ struct Answers {
 }
 
 /// An `eebt-client` that does one thing, for us to talk to.
-fn client(program: &Path, what: &str, state: &Path, network: Option<&Path>) -> Command {
+pub(crate) fn client(program: &Path, what: &str, state: &Path, network: Option<&Path>) -> Command {
     let mut command = Command::new(program);
     command.args([what, "--state-dir"]).arg(state);
     if let Some(path) = network {
@@ -99,31 +98,6 @@ fn client(program: &Path, what: &str, state: &Path, network: Option<&Path>) -> C
     // Ctrl-C is for us: its answers are wanted until the end.
     command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
     command
-}
-
-/// Has `program` ask circuit exit bridges for their server descriptors, over Tor. Returns what it got, all in one text,
-/// and why it got no more.
-///
-/// # Errors
-/// [`CheckError::Start`].
-pub fn server_descriptors(
-    program: &Path,
-    state: &Path,
-    network: Option<&Path>,
-    lines: &[BridgeLine],
-) -> Result<(String, String), CheckError> {
-    let failed = |source| CheckError::Start { program: program.to_owned(), source };
-    let mut command = client(program, "descriptor", state, network);
-    // Not as arguments, which everybody on this machine can see.
-    let mut child =
-        command.args(["--bridge-file", "/dev/stdin"]).stderr(Stdio::piped()).spawn().map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        stdin.write_all(text.as_bytes()).map_err(failed)?;
-    }
-    let output = child.wait_with_output().map_err(failed)?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok((text(&output.stdout), text(&output.stderr)))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -415,6 +415,8 @@ fn attaching_says_what_is_missing_and_changes_nothing() {
     attach(&["--for-file", named, ONION]).fails(2, &["--for-file: it has no host", "hint: "]);
     attach(&["--for", "a.example", "--bridge-file", "/nowhere"]).fails(2, &["--bridge-file: /nowhere"]);
     attach(&["--undo", "--for", "a.example"]).fails(2, &["--undo", "hint: "]);
+    // A password is for whom the person named, and for nobody who happens to listen.
+    attach(&["--for", "a.example", "--password-file", named, ONION]).fails(2, &["--control", "hint: "]);
     assert_eq!(attach(&["--undo", "--json"]).ok().json()["undone"], 0);
 
     // A fleet whose exit bridges serve, and no tor.

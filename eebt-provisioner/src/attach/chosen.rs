@@ -51,6 +51,12 @@ impl Chosen {
         mapped
     }
 
+    /// Is this target, as tor names those of streams, one of its hosts, and not sent to an exit bridge?
+    pub(super) fn is_passed_by(&self, target: &str) -> bool {
+        let host = target.rsplit_once(':').map_or(target, |(host, _)| host).to_ascii_lowercase();
+        Self(host.trim_end_matches('.').to_owned()).is_within(self)
+    }
+
     /// Are all its hosts among those of the other one? Tor keeps one entry for a domain, with what is below it or without.
     pub fn is_within(&self, other: &Self) -> bool {
         let Some(domain) = other.0.strip_prefix("*.") else { return self.0 == other.0 };
@@ -95,6 +101,14 @@ mod tests {
         ] {
             assert!(bad.parse::<Chosen>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_stream_that_began_before_its_host_was_chosen_is_known() {
+        let passed = |target: &str| Chosen("*.a.example".into()).is_passed_by(target);
+        assert!(passed("a.example:443") && passed("B.A.example.:80"));
+        assert!(!passed("b.example:443") && !passed("b.a.example.F.exit:443"));
+        assert!(Chosen("198.51.100.7".into()).is_passed_by("198.51.100.7:443"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::control::{Control, ControlError};
 
 /// Why a stream ended, where tor then gives that exit no other one for as long as it runs.
-const FOR_GOOD: [&str; 2] = [" REMOTE_REASON=RESOURCELIMIT", " REMOTE_REASON=HIBERNATING"];
+const FOR_GOOD: [&str; 2] = ["RESOURCELIMIT", "HIBERNATING"];
 
 /// Longest time that one may take; tor's own limit is that of a network it does not know yet.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -26,7 +26,9 @@ pub enum Became {
     /// This exit bridge could not be reached from the relay before it, or a circuit to it was taken down unused. Who does
     /// that again and again would have us build so many that relays of its own are among them.
     Unreached(usize),
-    /// It is gone, or never came as far as the exit bridge.
+    /// It never came as far as this exit bridge.
+    Lost(usize),
+    /// It is gone, as circuits go.
     Gone,
 }
 
@@ -35,6 +37,8 @@ struct Ours {
     since: Instant,
     built: bool,
     used: bool,
+    /// Relays that it leads to so far. The last step, behind the second one, is the exit bridge's own.
+    hops: usize,
     /// Slower than tor likes: it gives such a circuit to nobody, and goes on with it to learn how long they take.
     slow: bool,
 }
@@ -46,7 +50,7 @@ pub struct Circuits(HashMap<String, Ours>);
 impl Circuits {
     /// One is being made.
     pub fn made(&mut self, id: String, exit_bridge: usize, now: Instant) {
-        self.0.insert(id, Ours { exit_bridge, since: now, built: false, used: false, slow: false });
+        self.0.insert(id, Ours { exit_bridge, since: now, built: false, used: false, hops: 0, slow: false });
     }
 
     /// How many to this exit bridge may still carry their first stream.
@@ -56,8 +60,9 @@ impl Circuits {
 
     /// Takes note of an event, CIRC or STREAM (control-spec).
     pub fn hear(&mut self, event: &str) -> Option<Became> {
-        let mut words = event.split(' ');
-        let (kind, id, status, third) = (words.next()?, words.next()?, words.next()?, words.next());
+        let words = words(event);
+        let (kind, id, status) = (*words.first()?, *words.get(1)?, *words.get(2)?);
+        let third = words.get(3).copied();
         if kind == "STREAM" {
             let ours = self.0.get_mut(third?)?;
             ours.used = true;
@@ -68,6 +73,7 @@ impl Circuits {
         }
         let ours = self.0.get_mut(id)?;
         let exit_bridge = ours.exit_bridge;
+        ours.hops = third.map_or(0, |path| hops(path).len());
         match status {
             "BUILT" => {
                 ours.built = true;
@@ -76,41 +82,72 @@ impl Circuits {
                 }
                 Some(Became::Built(exit_bridge))
             }
-            "FAILED" if event.contains(" REASON=TIMEOUT") => {
+            "FAILED" if value(&words, "REASON") == Some("TIMEOUT") => {
                 ours.slow = true;
                 None
             }
             "FAILED" | "CLOSED" => {
-                let last_step = !ours.built && third.is_some_and(|path| hops(path).len() == 2);
-                let dropped = ours.built && !ours.used && event.contains(" REMOTE_REASON=");
-                self.0.remove(id);
-                Some(if last_step || dropped { Became::Unreached(exit_bridge) } else { Became::Gone })
+                let ours = self.0.remove(id)?;
+                let dropped = !ours.used && value(&words, "REMOTE_REASON").is_some();
+                Some(match ours.built {
+                    false => ours.unbuilt(),
+                    true if dropped => Became::Unreached(exit_bridge),
+                    true => Became::Gone,
+                })
             }
             _ => None,
         }
-    }
-
-    /// Those that take too long, which are forgotten here: number and exit bridge.
-    pub fn overdue(&mut self, now: Instant) -> Vec<(String, usize)> {
-        let late = |ours: &Ours| !ours.built && now.duration_since(ours.since) > LIMIT;
-        self.0.extract_if(|_, ours| late(ours)).map(|(id, ours)| (id, ours.exit_bridge)).collect()
     }
 
     /// All of them.
     pub fn ids(&self) -> impl Iterator<Item = &String> {
         self.0.keys()
     }
+
+    /// Those that take too long, which are forgotten here: the number, and what became of it.
+    pub fn overdue(&mut self, now: Instant) -> Vec<(String, Became)> {
+        let late = |ours: &Ours| !ours.built && now.duration_since(ours.since) > LIMIT;
+        self.0.extract_if(|_, ours| late(ours)).map(|(id, ours)| (id, ours.unbuilt())).collect()
+    }
+}
+
+impl Ours {
+    fn unbuilt(&self) -> Became {
+        if self.hops == 2 { Became::Unreached(self.exit_bridge) } else { Became::Lost(self.exit_bridge) }
+    }
 }
 
 /// Does this event say that tor will give this exit bridge no more streams?
 pub fn is_given_up(event: &str, fingerprint: &str) -> bool {
-    event.starts_with("STREAM ")
-        && event.contains(&format!(".{fingerprint}.exit:"))
-        && FOR_GOOD.iter().any(|reason| event.contains(reason))
+    let words = words(event);
+    let ["STREAM", _, _, _, target, ..] = words[..] else { return false };
+    let exit = target.rsplit_once(':').and_then(|(host, _)| host.strip_suffix(".exit")?.rsplit('.').next());
+    exit == Some(fingerprint) && value(&words, "REMOTE_REASON").is_some_and(|why| FOR_GOOD.contains(&why))
+}
+
+/// The words of an event or of a status. A QuotedString is no end of a word, whatever is in it: names and passwords that
+/// any web page may have chosen.
+pub(super) fn words(text: &str) -> Vec<&str> {
+    let (mut quoted, mut escaped) = (false, false);
+    let parts = |c: char| {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = quoted,
+            '"' => quoted = !quoted,
+            _ => {}
+        }
+        c == ' ' && !quoted
+    };
+    text.split(parts).collect()
+}
+
+/// What a word of the form `KEY=VALUE` says.
+fn value<'a>(words: &[&'a str], key: &str) -> Option<&'a str> {
+    words.iter().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
 /// The relays of a path, as fingerprints in hexadecimal.
-fn hops(path: &str) -> Vec<&str> {
+pub(super) fn hops(path: &str) -> Vec<&str> {
     let fingerprint = |hop: &'_ str| -> Option<usize> { hop.strip_prefix('$').map(|hop| hop.len().min(40)) };
     path.split(',').filter_map(|hop| hop.get(1..=fingerprint(hop)?)).collect()
 }
@@ -130,7 +167,7 @@ pub fn stem(
     let mut pairs: Vec<_> = status
         .lines()
         .filter_map(|line| {
-            let words: Vec<&str> = line.split(' ').collect();
+            let words = words(line);
             let [id, "BUILT", path, rest @ ..] = &words[..] else { return None };
             let general =
                 rest.iter().any(|word| ["PURPOSE=GENERAL", "PURPOSE=CONFLUX_LINKED"].contains(word));
@@ -229,8 +266,8 @@ mod tests {
     fn only_the_last_step_is_the_exit_bridges_own() {
         let (mut circuits, now) = (Circuits::default(), Instant::now());
         for (event, became) in [
-            (format!("CIRC 1 FAILED {A} REASON=DESTROYED"), Became::Gone),
-            ("CIRC 1 FAILED REASON=CHANNEL_CLOSED".into(), Became::Gone),
+            (format!("CIRC 1 FAILED {A} REASON=DESTROYED"), Became::Lost(4)),
+            ("CIRC 1 FAILED REASON=CHANNEL_CLOSED".into(), Became::Lost(4)),
             (
                 format!("CIRC 1 FAILED {A},{B} REASON=DESTROYED REMOTE_REASON=CONNECTFAILED"),
                 Became::Unreached(4),
@@ -239,8 +276,15 @@ mod tests {
             circuits.made("1".into(), 4, now);
             assert_eq!(circuits.hear(&event), Some(became), "{event}");
         }
-        circuits.made("2".into(), 4, now);
-        assert_eq!(circuits.overdue(now + LIMIT * 2), [("2".to_owned(), 4)]);
+        for (extended, became) in [
+            ("CIRC 2 LAUNCHED".to_owned(), Became::Lost(4)),
+            (format!("CIRC 2 EXTENDED {A}"), Became::Lost(4)),
+            (format!("CIRC 2 EXTENDED {A},{B}"), Became::Unreached(4)),
+        ] {
+            circuits.made("2".into(), 4, now);
+            assert_eq!(circuits.hear(&extended), None);
+            assert_eq!(circuits.overdue(now + LIMIT * 2), [("2".to_owned(), became)], "{extended}");
+        }
         assert_eq!(circuits.spare(4), 0);
     }
 
@@ -265,6 +309,20 @@ mod tests {
         };
         assert!(is_given_up(&event("RESOURCELIMIT"), "AB") && is_given_up(&event("HIBERNATING"), "AB"));
         assert!(!is_given_up(&event("RESOURCELIMIT"), "B") && !is_given_up(&event("CONNECTREFUSED"), "AB"));
+    }
+
+    #[test]
+    fn what_a_page_may_choose_is_no_field_of_an_event() {
+        let forged = r#"SOCKS_USERNAME="\\\" x .AB.exit:443 REMOTE_REASON=RESOURCELIMIT REASON=TIMEOUT""#;
+        let stream = format!("STREAM 8 DETACHED 7 a.example:443 REASON=END {forged} SESSION_GROUP=-4");
+        assert!(!is_given_up(&stream, "AB"));
+        let stream = format!("STREAM 8 DETACHED 7 a.example.AB.exit:443 REASON=END {forged}");
+        assert!(!is_given_up(&stream, "AB"));
+        let mut circuits = Circuits::default();
+        circuits.made("1".into(), 0, Instant::now());
+        circuits.hear(&format!("CIRC 1 BUILT {A},{B},{B} {forged}"));
+        let closed = format!("CIRC 1 CLOSED {A},{B},{B} {forged} REASON=FINISHED");
+        assert_eq!(circuits.hear(&closed), Some(Became::Gone));
     }
 
     #[test]

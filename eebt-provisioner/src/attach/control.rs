@@ -3,8 +3,10 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::fs::{self, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,15 +16,19 @@ use data_encoding::{HEXLOWER_PERMISSIVE, HEXUPPER};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
-/// How long tor may take to answer.
+/// How long tor may take to answer, to the last line.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Longest line that is read, in bytes; an answer has at most [`MAX_LINES`] of them.
+/// Longest answer that is read, in bytes, and longest line of it.
+const MAX_ANSWER: usize = 1 << 24;
 const MAX_LINE: usize = 1 << 20;
-const MAX_LINES: usize = 1 << 18;
+/// Most events that wait to be heard: more than a tor has circuits and streams.
+const MAX_EVENTS: usize = 1 << 16;
 /// What is authenticated with the cookie (control-spec, AUTHCHALLENGE), and how long that is.
 const SERVER_TO_CONTROLLER: &[u8] = b"Tor safe cookie authentication server-to-controller hash";
 const CONTROLLER_TO_SERVER: &[u8] = b"Tor safe cookie authentication controller-to-server hash";
 const COOKIE_LEN: usize = 32;
+/// Folders that tor's user owns where a distribution brought tor. Who owns them, root said.
+const TORS_OWN: [&str; 2] = ["/run/tor", "/var/lib/tor"];
 
 /// Where a tor listens for controllers: `127.0.0.1:9051`, or the path of a socket.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +63,31 @@ impl fmt::Display for Place {
             Self::Unix(path) => path.display().fmt(f),
         }
     }
+}
+
+impl Place {
+    /// Is it a socket that only tor, root or we can have made?
+    fn is_guarded(&self) -> bool {
+        let Self::Unix(path) = self else { return false };
+        let folder = path.parent().and_then(|folder| fs::metadata(folder).ok());
+        folder.is_some_and(|folder| is_believed(&folder) && folder.mode() & 0o002 == 0)
+    }
+}
+
+/// Does it belong to root, to us, or to tor's user?
+fn is_believed(meta: &Metadata) -> bool {
+    let tors = TORS_OWN.iter().filter_map(|path| fs::metadata(path).ok()).map(|meta| meta.uid());
+    [0, nix::unistd::geteuid().as_raw()].into_iter().chain(tors).any(|uid| uid == meta.uid())
+}
+
+/// Who says that a tor listens at a place.
+#[derive(Clone, Copy, Debug)]
+pub enum Trust<'a> {
+    /// The person did, and may have given its password.
+    Named(Option<&'a str>),
+    /// Nobody: it is where tors often are. Everybody on this machine could listen there, so it has to show that it is one,
+    /// and is told no password.
+    Found,
 }
 
 /// Why a tor can't be controlled.
@@ -107,7 +138,7 @@ impl ControlError {
             Self::Connect { .. } => Self::HINT_CONNECT,
             Self::Broken(_) => "has tor ended? a tor that is started anew remembers nothing of us",
             Self::Authentication(_) => {
-                "`CookieAuthentication 1` in torrc, and be a user who may read the cookie; or --password-file"
+                "`CookieAuthentication 1` in torrc, and be a user who may read the cookie; or name it by --control, with --password-file if it has a password"
             }
             Self::Malformed(_) | Self::Refused { .. } => "is a filter before the control port, as on Tails?",
         }
@@ -154,11 +185,11 @@ pub struct Control {
 }
 
 impl Control {
-    /// Connects and authenticates: by nothing, by the cookie, or by this password.
+    /// Connects and authenticates: by the cookie, or by whatever else it is trusted with.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub fn connect(place: &Place, password: Option<&str>) -> Result<Self, ControlError> {
+    pub fn connect(place: &Place, trust: Trust<'_>) -> Result<Self, ControlError> {
         let failed = |source| ControlError::Connect { place: place.clone(), source };
         let socket = match place {
             Place::Tcp(address) => {
@@ -169,7 +200,7 @@ impl Control {
         let mut control =
             Self { socket, unread: Vec::new(), events: VecDeque::new(), version: String::new() };
         let info = control.ask("PROTOCOLINFO 1")?;
-        control.authenticate(&info, password)?;
+        control.authenticate(&info, place, trust)?;
         control.version = control.get("version")?;
         Ok(control)
     }
@@ -179,15 +210,20 @@ impl Control {
         &self.version
     }
 
-    fn authenticate(&mut self, info: &[String], password: Option<&str>) -> Result<(), ControlError> {
+    fn authenticate(&mut self, info: &[String], place: &Place, trust: Trust<'_>) -> Result<(), ControlError> {
         let auth = info.iter().find_map(|line| line.strip_prefix("AUTH METHODS=")).unwrap_or_default();
         let (methods, rest) = auth.split_once(' ').unwrap_or((auth, ""));
         let has = |method: &str| methods.split(',').any(|known| known == method);
-        let cookie = rest.strip_prefix("COOKIEFILE=").and_then(unquoted);
-        let proof = match (password, cookie) {
-            _ if has("NULL") => String::new(),
-            (Some(password), _) if has("HASHEDPASSWORD") => format!(" {}", quoted(password)),
-            (_, Some(path)) if has("SAFECOOKIE") => format!(" {}", self.safe_cookie(Path::new(&path))?),
+        let cookie = rest.strip_prefix("COOKIEFILE=").and_then(unquoted).filter(|_| has("SAFECOOKIE"));
+        let proof = match (trust, cookie) {
+            (Trust::Named(_), _) if has("NULL") => String::new(),
+            (Trust::Named(Some(password)), _) if has("HASHEDPASSWORD") => format!(" {}", quoted(password)),
+            (Trust::Found, _) if has("NULL") && place.is_guarded() => String::new(),
+            (_, Some(path)) => format!(" {}", self.safe_cookie(&cookie_at(Path::new(&path), trust)?)?),
+            (Trust::Found, None) => {
+                let error = format!("nothing shows that who listens at {place} is tor ({methods})");
+                return Err(ControlError::Authentication(error));
+            }
             _ => {
                 let error = format!("of its ways ({methods}) we have none");
                 return Err(ControlError::Authentication(error));
@@ -200,13 +236,7 @@ impl Control {
     }
 
     /// Both sides show that they know the cookie, and neither says it.
-    fn safe_cookie(&mut self, path: &Path) -> Result<String, ControlError> {
-        let cookie = std::fs::read(path).map_err(|error| {
-            ControlError::Authentication(format!("can't read its cookie {}: {error}", path.display()))
-        })?;
-        if cookie.len() != COOKIE_LEN {
-            return Err(ControlError::Authentication(format!("{} is no cookie of tor's", path.display())));
-        }
+    fn safe_cookie(&mut self, cookie: &[u8; COOKIE_LEN]) -> Result<String, ControlError> {
         let nonce: [u8; 32] = rand::random();
         let answer = self.ask(&format!("AUTHCHALLENGE SAFECOOKIE {}", HEXUPPER.encode(&nonce)))?;
         let field = |name: &str| {
@@ -219,7 +249,7 @@ impl Control {
         };
         let mac = |key: &[u8]| {
             let mac = Hmac::<Sha256>::new_from_slice(key).map_err(|_| ControlError::Malformed("a key"))?;
-            Ok::<_, ControlError>(mac.chain_update(&cookie).chain_update(nonce).chain_update(&theirs))
+            Ok::<_, ControlError>(mac.chain_update(cookie).chain_update(nonce).chain_update(&theirs))
         };
         mac(SERVER_TO_CONTROLLER)?.verify_slice(&shown).map_err(|_| {
             ControlError::Authentication("who listens there does not know tor's cookie".into())
@@ -236,6 +266,18 @@ impl Control {
             return Err(ControlError::Malformed("a command of two lines"));
         }
         self.send(command, &format!("{command}\r\n"))
+    }
+
+    /// Gives a command that tor may refuse: whether it did as told.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub fn attempt(&mut self, command: &str) -> Result<bool, ControlError> {
+        match self.ask(command) {
+            Ok(_) => Ok(true),
+            Err(ControlError::Refused { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives a command with data behind it, which may be anything.
@@ -295,8 +337,8 @@ impl Control {
         if let Some(event) = self.events.pop_front() {
             return Ok(Some(event));
         }
-        let Some(first) = self.line(limit)? else { return Ok(None) };
-        match self.reply(first)? {
+        let Some(first) = self.line(Instant::now() + limit)? else { return Ok(None) };
+        match self.reply(first, Instant::now() + PATIENCE)? {
             (650, lines) => Ok(Some(lines.join("\n"))),
             _ => Err(ControlError::Malformed("an answer to nothing")),
         }
@@ -304,10 +346,13 @@ impl Control {
 
     fn send(&mut self, command: &str, text: &str) -> Result<Vec<String>, ControlError> {
         self.socket.write_all(text.as_bytes()).map_err(ControlError::Broken)?;
+        let until = Instant::now() + PATIENCE;
         loop {
-            let first = self.line(PATIENCE)?;
-            let first = first.ok_or_else(|| ControlError::Broken(io::ErrorKind::TimedOut.into()))?;
-            match self.reply(first)? {
+            let first = self.line(until)?.ok_or_else(too_late)?;
+            match self.reply(first, until)? {
+                (650, _) if self.events.len() >= MAX_EVENTS => {
+                    return Err(ControlError::Malformed("more events than anybody can hear"));
+                }
                 (650, lines) => self.events.push_back(lines.join("\n")),
                 (200..300, lines) => return Ok(lines),
                 (code, lines) => {
@@ -320,11 +365,12 @@ impl Control {
     }
 
     /// The rest of a reply, or of an event, that begins with this line.
-    fn reply(&mut self, first: String) -> Result<(u16, Vec<String>), ControlError> {
-        let (mut line, mut lines, mut left) = (first, Vec::new(), MAX_LINES);
+    fn reply(&mut self, first: String, until: Instant) -> Result<(u16, Vec<String>), ControlError> {
+        let (mut line, mut lines, mut left) = (first, Vec::new(), MAX_ANSWER);
         let mut next = |control: &mut Self| {
-            left = left.checked_sub(1).ok_or(ControlError::Malformed("it has no end"))?;
-            control.line(PATIENCE)?.ok_or_else(|| ControlError::Broken(io::ErrorKind::TimedOut.into()))
+            let line = control.line(until)?.ok_or_else(too_late)?;
+            left = left.checked_sub(line.len() + 1).ok_or(ControlError::Malformed("it has no end"))?;
+            Ok::<_, ControlError>(line)
         };
         loop {
             let code =
@@ -336,7 +382,8 @@ impl Control {
                     if data == "." {
                         break;
                     }
-                    text = text + "\n" + data.strip_prefix('.').unwrap_or(&data);
+                    text.push('\n');
+                    text += data.strip_prefix('.').unwrap_or(&data);
                 }
             }
             lines.push(text);
@@ -348,10 +395,9 @@ impl Control {
         }
     }
 
-    /// The next line, if it comes in this time.
-    fn line(&mut self, limit: Duration) -> Result<Option<String>, ControlError> {
-        let until = Instant::now() + limit;
-        let mut looked_at = 0;
+    /// The next line, if it comes by then. What has come already is looked at in each case.
+    fn line(&mut self, until: Instant) -> Result<Option<String>, ControlError> {
+        let (mut looked_at, mut is_last) = (0, false);
         loop {
             if let Some(end) = self.unread[looked_at..].iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.unread.drain(..=looked_at + end).collect();
@@ -361,10 +407,11 @@ impl Control {
             if looked_at > MAX_LINE {
                 return Err(ControlError::Malformed("a line has no end"));
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() && looked_at == 0 {
+            if is_last {
                 return Ok(None);
             }
+            let left = until.saturating_duration_since(Instant::now());
+            is_last = left.is_zero();
             self.socket.wait_at_most(left).map_err(ControlError::Broken)?;
             let mut buffer = [0; 4096];
             match self.socket.read(&mut buffer) {
@@ -378,6 +425,36 @@ impl Control {
             }
         }
     }
+}
+
+fn too_late() -> ControlError {
+    ControlError::Broken(io::ErrorKind::TimedOut.into())
+}
+
+/// Reads a cookie. Whoever listens named the file, so it may be no cookie at all: a pipe, a device, another's secret, or, where
+/// nobody says that it is tor, a file whose content everybody knows.
+fn cookie_at(path: &Path, trust: Trust<'_>) -> Result<[u8; COOKIE_LEN], ControlError> {
+    let refused = |why: &dyn fmt::Display| {
+        ControlError::Authentication(format!("can't read its cookie {}: {why}", path.display()))
+    };
+    let failed = |error: io::Error| refused(&error);
+    let look = |meta: Metadata| {
+        if !meta.is_file() || meta.len() != COOKIE_LEN as u64 {
+            return Err(refused(&"it is no cookie of tor's"));
+        }
+        if matches!(trust, Trust::Found) && (!is_believed(&meta) || meta.mode() & 0o007 != 0) {
+            return Err(refused(&"it is no secret of tor's"));
+        }
+        Ok(())
+    };
+    // Pipes and devices are not even opened.
+    look(fs::metadata(path).map_err(failed)?)?;
+    let nonblocking = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let mut file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path).map_err(failed)?;
+    look(file.metadata().map_err(failed)?)?;
+    let mut cookie = [0; COOKIE_LEN];
+    file.read_exact(&mut cookie).map_err(failed)?;
+    Ok(cookie)
 }
 
 /// A QuotedString (control-spec, "General-use tokens").
@@ -436,7 +513,7 @@ mod tests {
             VERSION,
             "650 CIRC 1 BUILT\n250+x=\na\n..b\n.\n250 OK\n650-CONF_CHANGED\n650-A=1\n650 OK\n",
         ]);
-        let mut control = Control::connect(&place, None).unwrap();
+        let mut control = Control::connect(&place, Trust::Named(None)).unwrap();
         assert_eq!(control.version(), "0.4.9.11");
         assert_eq!(control.get("x").unwrap(), "a\n.b");
         assert_eq!(control.event(PATIENCE).unwrap().unwrap(), "CIRC 1 BUILT");
@@ -448,26 +525,119 @@ mod tests {
     #[test]
     fn data_cannot_become_commands() {
         let (place, heard) = port(&[HELLO, "250 OK\n", VERSION, "", "", "", "", "250 OK\n"]);
-        let mut control = Control::connect(&place, None).unwrap();
+        let mut control = Control::connect(&place, Trust::Named(None)).unwrap();
         control.ask_with("POSTDESCRIPTOR purpose=controller", "router x\n.\nSETCONF A=1\r\n").unwrap();
         let heard = heard.join().unwrap();
         assert_eq!(heard[3..], ["+POSTDESCRIPTOR purpose=controller", "router x", "..", "SETCONF A=1", "."]);
         let (place, _heard) = port(&[HELLO, "250 OK\n", VERSION]);
-        assert!(Control::connect(&place, None).unwrap().ask("GETINFO x\nQUIT").is_err());
+        assert!(Control::connect(&place, Trust::Named(None)).unwrap().ask("GETINFO x\nQUIT").is_err());
     }
 
     #[test]
     fn who_does_not_know_the_cookie_learns_nothing_of_it() {
         let dir = tempfile::tempdir().unwrap();
         let cookie = dir.path().join("cookie");
-        std::fs::write(&cookie, [7; 32]).unwrap();
-        let hello = format!("250-AUTH METHODS=SAFECOOKIE COOKIEFILE=\"{}\"\n250 OK\n", cookie.display());
-        let challenge = "250 AUTHCHALLENGE SERVERHASH=00 SERVERNONCE=00\n";
-        let answers: &'static [&'static str] = vec![&*hello.leak(), challenge].leak();
-        let (place, heard) = port(answers);
-        let Err(error) = Control::connect(&place, None) else { panic!("let in") };
-        assert!(matches!(error, ControlError::Authentication(_)), "{error}");
-        assert_eq!(heard.join().unwrap().len(), 2, "no AUTHENTICATE");
+        secret(&cookie, &[7; 32]);
+        for trust in [Trust::Named(None), Trust::Found] {
+            let challenge = "250 AUTHCHALLENGE SERVERHASH=00 SERVERNONCE=00\n";
+            let (place, heard) = port(vec![names(&cookie), challenge].leak());
+            assert!(refusal(&place, trust).contains("does not know tor's cookie"));
+            assert_eq!(heard.join().unwrap().len(), 2, "no AUTHENTICATE");
+        }
+    }
+
+    /// A file that only its owner may read.
+    fn secret(path: &Path, bytes: &[u8]) {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();
+        file.write_all(bytes).unwrap();
+    }
+
+    /// The hello of one who names this cookie.
+    fn names(cookie: &Path) -> &'static str {
+        format!("250-AUTH METHODS=SAFECOOKIE COOKIEFILE=\"{}\"\n250 OK\n", cookie.display()).leak()
+    }
+
+    fn refusal(place: &Place, trust: Trust<'_>) -> String {
+        match Control::connect(place, trust) {
+            Err(error @ ControlError::Authentication(_)) => error.to_string(),
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("let in"),
+        }
+    }
+
+    #[test]
+    fn who_listens_where_tors_often_are_has_to_show_that_it_is_one() {
+        for methods in ["NULL", "HASHEDPASSWORD", "NULL,HASHEDPASSWORD", "COOKIE"] {
+            let hello = &*format!("250-AUTH METHODS={methods}\n250 OK\n").leak();
+            let (place, heard) = port(vec![hello].leak());
+            assert!(refusal(&place, Trust::Found).contains("nothing shows"));
+            assert_eq!(heard.join().unwrap(), ["PROTOCOLINFO 1"]);
+        }
+        let (place, heard) = port(&["250-AUTH METHODS=HASHEDPASSWORD\n250 OK\n", "250 OK\n", VERSION]);
+        Control::connect(&place, Trust::Named(Some("a\"b"))).unwrap();
+        assert_eq!(heard.join().unwrap()[1], "AUTHENTICATE \"a\\\"b\"");
+    }
+
+    #[test]
+    fn a_socket_is_tors_only_in_a_folder_of_its_own() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::Unix(dir.path().join("control"));
+        for (mode, guarded) in [(0o700, true), (0o755, true), (0o777, false), (0o1777, false)] {
+            fs::set_permissions(dir.path(), PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(place.is_guarded(), guarded, "{mode:o}");
+        }
+        assert!(!Place::Tcp(SocketAddr::from(([127, 0, 0, 1], 9051))).is_guarded());
+    }
+
+    #[test]
+    fn only_a_cookie_is_read_and_nothing_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        secret(&file("cookie"), &[7; 32]);
+        secret(&file("short"), &[7; 31]);
+        secret(&file("long"), &[7; 33]);
+        nix::unistd::mkfifo(&file("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", file("device")).unwrap();
+        fs::write(file("open"), [7; 32]).unwrap();
+        for trust in [Trust::Named(None), Trust::Found] {
+            assert_eq!(cookie_at(&file("cookie"), trust).unwrap(), [7; 32]);
+            for bad in ["short", "long", "pipe", "device", "none", "."] {
+                assert!(cookie_at(&file(bad), trust).is_err(), "{bad}");
+            }
+        }
+        // What everybody can read shows nothing.
+        assert!(cookie_at(&file("open"), Trust::Named(None)).is_ok());
+        assert!(cookie_at(&file("open"), Trust::Found).is_err());
+    }
+
+    #[test]
+    fn an_answer_that_drips_is_given_up() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut control = Control {
+            socket: Socket::Unix(near),
+            unread: Vec::new(),
+            events: VecDeque::new(),
+            version: String::new(),
+        };
+        let drips = spawn(move || {
+            while far.write_all(b"2").is_ok() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let start = Instant::now();
+        assert!(control.line(start + Duration::from_millis(50)).unwrap().is_none());
+        assert!(start.elapsed() < Duration::from_secs(5));
+        drop(control);
+        drips.join().unwrap();
+    }
+
+    #[test]
+    fn events_that_nobody_can_hear_end_it() {
+        let (place, _heard) =
+            port(vec![HELLO, "250 OK\n", VERSION, &*"650 X\n".repeat(MAX_EVENTS + 1).leak()].leak());
+        let mut control = Control::connect(&place, Trust::Named(None)).unwrap();
+        assert!(matches!(control.get("x"), Err(ControlError::Malformed(_))));
     }
 
     #[test]

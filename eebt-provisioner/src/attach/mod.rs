@@ -9,22 +9,26 @@
 //! Unmodified tors take a relay as last hop that is in no consensus only when they work with whole descriptors
 //! (`UseMicrodescriptors 0`); that is set where it is needed.
 
+mod ask;
 mod chosen;
 mod circuits;
 mod control;
+mod exit_bridge;
+#[cfg(test)]
+mod fake;
+mod pace;
 mod undo;
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use data_encoding::{BASE64_NOPAD, HEXUPPER};
-use eebt_proto::{BridgeLine, Reach};
-
+pub use ask::{Asker, Asking};
 pub use chosen::Chosen;
 use circuits::{Became, Circuits, stem};
-pub use control::{Control, ControlError, Place};
+pub use control::{Control, ControlError, Place, Trust};
+pub use exit_bridge::{ExitBridge, descriptors};
+use pace::Pace;
 use undo::{MAP, MICRODESCRIPTORS, Undo};
 pub use undo::{clean, left};
 
@@ -33,11 +37,8 @@ use crate::locks::LockError;
 
 /// Circuits kept ready for each exit bridge that has hosts: browsers open some sites at once, each by its own.
 const SPARES: usize = 2;
-/// So many failures without a stream between them, and an exit bridge counts as dead; it is tried again after the pause,
-/// which is twice as long each time, up to the longest one.
-const MAX_FAILURES: u32 = 2;
-const PAUSE: Duration = Duration::from_secs(30);
-const LONGEST_PAUSE: Duration = Duration::from_secs(900);
+/// Between requests for a circuit of tor's own.
+const ROOTS: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(300));
 /// How long tor may take to get ready, and to fetch all descriptors.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Between two looks where nothing is heard.
@@ -72,9 +73,9 @@ pub enum AttachError {
     /// Tor is set up so that it can't be.
     #[error("this tor can't use exit bridges: {0}")]
     Unable(&'static str),
-    /// The person has plans for this host.
-    #[error("MapAddress: tor maps {0:?} already, to somewhere else")]
-    Taken(String),
+    /// The person has plans for a host. Which one, no log should have.
+    #[error("MapAddress: tor maps one of the chosen hosts already, to somewhere else")]
+    Taken,
     /// Tor does not like the descriptor.
     #[error("tor does not take the server descriptor of {fingerprint}: {why}")]
     Descriptor {
@@ -86,6 +87,11 @@ pub enum AttachError {
     /// We were told to stop.
     #[error("stopped before tor was ready")]
     Stopped,
+    /// It went wrong while hosts were mapped, and they stay so.
+    #[error(
+        "nobody sees to it any more that chosen hosts get through, and they go no other way than by exit bridges"
+    )]
+    Left(#[source] Box<AttachError>),
 }
 
 impl AttachError {
@@ -95,75 +101,14 @@ impl AttachError {
             Self::Control(error) => Some(error.hint()),
             Self::Attached(_) => Some("give that one all hosts and bridge lines; it ends at Ctrl-C"),
             Self::NotReady(_) => Some("does it reach the Tor network? its own log tells"),
-            Self::Taken(_) => Some("take the line out of torrc, or leave this host out"),
+            Self::Taken => Some("take the line out of torrc, or leave this host out"),
             Self::Unable(_) => Some("eebt-client needs no tor of yours, and does all of this by itself"),
             Self::Descriptor { .. } => Some("is this machine's clock right?"),
+            Self::Left(_) => {
+                Some("`eebt attach` again goes on with it; `eebt attach --undo` has them go as before")
+            }
             Self::Lock(_) | Self::Folder(_) | Self::Remove { .. } | Self::Stopped => None,
         }
-    }
-}
-
-/// An exit bridge, and what is known of it.
-pub struct ExitBridge {
-    fingerprint: String,
-    addresses: Vec<IpAddr>,
-    expires: Option<SystemTime>,
-    descriptor: String,
-    failures: u32,
-    dead_until: Option<Instant>,
-    ended: bool,
-}
-
-impl ExitBridge {
-    /// From its bridge line and the server descriptor that it gave. Whether that is signed well, tor will say.
-    ///
-    /// # Errors
-    /// Says what does not fit together.
-    pub fn new(line: &BridgeLine, descriptor: &str) -> Result<Self, String> {
-        let Reach::Circuit(reach) = &line.reach else {
-            return Err("tor can't extend circuits to an onion exit bridge".into());
-        };
-        let word = |keyword: &str| {
-            let found = descriptor.lines().find_map(|line| line.strip_prefix(keyword)?.strip_prefix(' '));
-            found.unwrap_or_default().trim_end().trim_end_matches('=').to_owned()
-        };
-        let fingerprint = HEXUPPER.encode(&reach.rsa);
-        let router = word("router");
-        let router: Vec<&str> = router.split(' ').collect();
-        let address: Option<SocketAddr> = match &router[..] {
-            [_, ip, port, ..] => format!("{ip}:{port}").parse().ok(),
-            _ => None,
-        };
-        for (what, fits) in [
-            ("fingerprint", word("fingerprint").replace(' ', "") == fingerprint),
-            ("master-key-ed25519", word("master-key-ed25519") == BASE64_NOPAD.encode(&reach.ed25519)),
-            ("ntor-onion-key", word("ntor-onion-key") == BASE64_NOPAD.encode(&reach.ntor)),
-            ("router", address.is_some_and(|address| reach.addresses.contains(&address))),
-        ] {
-            if !fits {
-                return Err(format!(
-                    "{what}: its server descriptor says something else than its bridge line"
-                ));
-            }
-        }
-        Ok(Self {
-            fingerprint,
-            addresses: reach.addresses.iter().map(SocketAddr::ip).collect(),
-            expires: line.expires,
-            descriptor: descriptor.to_owned(),
-            failures: 0,
-            dead_until: None,
-            ended: false,
-        })
-    }
-
-    /// RSA identity, 40 upper-case hexadecimal digits.
-    pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
-    }
-
-    fn serves(&self) -> bool {
-        !self.ended && self.dead_until.is_none()
     }
 }
 
@@ -180,22 +125,36 @@ pub enum News<'a> {
     SetAgain,
 }
 
+/// What a person wants of a tor.
+pub struct Wanted {
+    /// Exit bridges, of which one at least must serve.
+    pub exit_bridges: Vec<ExitBridge>,
+    /// The hosts that leave through them.
+    pub chosen: Vec<Chosen>,
+    /// Where new server descriptors come from, as tor forgets them after two days.
+    pub asker: Option<Asker>,
+}
+
 /// A tor that uses exit bridges.
 pub struct Attachment {
     control: Control,
     undo: Undo,
     exit_bridges: Vec<ExitBridge>,
     chosen: Vec<Chosen>,
+    asker: Option<Asker>,
+    /// This exit bridge is being asked for a new server descriptor.
+    asking: Option<(usize, Asking)>,
     circuits: Circuits,
     /// Which host is mapped to what.
     mapped: Vec<(String, String)>,
-    /// A circuit of tor's own was asked for, so that there are guard and middle to take from it.
-    asked_at: Option<Instant>,
+    /// When a circuit of tor's own is asked for, so that there are guard and middle to take from it.
+    roots: Pace,
+    left_out: Vec<AttachError>,
 }
 
 impl Attachment {
-    /// Makes tor use exit bridges for these hosts. `progress` hears what is waited for. Returns, too, whether something
-    /// was undone that an earlier one left.
+    /// Makes tor use exit bridges for these hosts. `progress` hears what is waited for. Returns, too, whether it went on
+    /// from what an earlier one left.
     ///
     /// # Errors
     /// See [`AttachError`]; tor is then as it was found.
@@ -203,26 +162,32 @@ impl Attachment {
         dir: &StateDir,
         place: &Place,
         mut control: Control,
-        exit_bridges: Vec<ExitBridge>,
-        chosen: Vec<Chosen>,
+        wanted: Wanted,
         stop: &AtomicBool,
         progress: &dyn Fn(&str),
     ) -> Result<(Self, bool), AttachError> {
-        let (undo, found) = Undo::begin(dir, place, &mut control)?;
+        let (undo, is_left) = Undo::begin(dir, place, &mut control)?;
         let mut attachment = Self {
             control,
             undo,
-            exit_bridges,
-            chosen,
+            exit_bridges: wanted.exit_bridges,
+            chosen: wanted.chosen,
+            asker: wanted.asker,
+            asking: None,
             circuits: Circuits::default(),
             mapped: Vec::new(),
-            asked_at: None,
+            roots: Pace::new(ROOTS.0, ROOTS.1),
+            left_out: Vec::new(),
         };
         match attachment.set_up(stop, progress) {
-            Ok(()) => Ok((attachment, found)),
+            Ok(()) => Ok((attachment, is_left)),
+            // What hosts were promised before still holds.
+            Err(error) if is_left && !matches!(error, AttachError::Stopped) => {
+                Err(AttachError::Left(Box::new(error)))
+            }
             Err(error) => {
                 // The first error is the one to tell; the record stays if this fails, too.
-                let _ = attachment.undo.undo(&mut attachment.control);
+                let _ = attachment.undo();
                 Err(error)
             }
         }
@@ -243,58 +208,83 @@ impl Attachment {
             Ok(if phase.contains("PROGRESS=100") { None } else { Some(summary.to_owned()) })
         })?;
         self.control.ask("SETEVENTS CIRC STREAM CONF_CHANGED")?;
-        self.post()?;
+        self.undo.will_use(self.exit_bridges.iter().map(ExitBridge::fingerprint))?;
+        self.post_all()?;
         self.take_last_hops(stop, progress)?;
-        self.map()
+        self.map()?;
+        self.undo.unmap_but(&mut self.control, &self.mapped)?;
+        self.close_streams()?;
+        Ok(())
     }
 
-    /// Gives tor the descriptors.
-    fn post(&mut self) -> Result<(), AttachError> {
-        for exit_bridge in &self.exit_bridges {
-            let posted =
-                self.control.ask_with("POSTDESCRIPTOR purpose=controller cache=no", &exit_bridge.descriptor);
-            posted.map_err(|error| match error {
-                ControlError::Refused { text, .. } => {
-                    AttachError::Descriptor { fingerprint: exit_bridge.fingerprint.clone(), why: text }
+    /// Gives tor the descriptors. Exit bridges whose one it does not take are left out, unless these are all.
+    fn post_all(&mut self) -> Result<(), AttachError> {
+        for index in 0..self.exit_bridges.len() {
+            match self.post(index) {
+                Err(error @ AttachError::Descriptor { .. }) => {
+                    if let Some(exit_bridge) = self.exit_bridges.get_mut(index) {
+                        exit_bridge.ended = true;
+                    }
+                    self.left_out.push(error);
                 }
-                other => other.into(),
-            })?;
+                other => other?,
+            }
         }
-        Ok(())
+        match self.left_out.pop() {
+            Some(last) if self.exit_bridges.iter().all(|one| one.ended) => Err(last),
+            last => {
+                self.left_out.extend(last);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives tor the descriptor of one exit bridge: the first one that it takes, or has already.
+    fn post(&mut self, index: usize) -> Result<(), AttachError> {
+        let Some(exit_bridge) = self.exit_bridges.get(index) else { return Ok(()) };
+        let mut why = String::new();
+        for descriptor in &exit_bridge.descriptors {
+            match self.control.ask_with("POSTDESCRIPTOR purpose=controller cache=no", descriptor) {
+                Ok(said) => why = said.join(" "),
+                Err(ControlError::Refused { text, .. }) => why = text,
+                Err(error) => return Err(error.into()),
+            }
+            // Tor says the same of one that it has and of one that it does not want.
+            match self.control.get(&format!("desc/id/{}", exit_bridge.fingerprint)) {
+                Ok(known) if exit_bridge.fits(&known).is_ok() => return Ok(()),
+                Ok(_) | Err(ControlError::Refused { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(AttachError::Descriptor { fingerprint: exit_bridge.fingerprint.clone(), why })
     }
 
     /// Sees to it that tor extends circuits to them: tries it, and if it must be, has tor work with whole descriptors.
     fn take_last_hops(&mut self, stop: &AtomicBool, progress: &dyn Fn(&str)) -> Result<(), AttachError> {
         let until = Instant::now() + PATIENCE;
-        loop {
-            match self.lay(0) {
+        for index in (0..self.exit_bridges.len()).cycle() {
+            if !self.exit_bridges.iter().any(ExitBridge::serves) {
+                return Err(no_exit_bridge());
+            }
+            let Some(exit_bridge) = self.exit_bridges.get(index).filter(|one| one.serves()) else { continue };
+            let fingerprint = exit_bridge.fingerprint.clone();
+            match self.lay(index) {
                 Ok(true) => return Ok(()),
                 Ok(false) => progress("waiting for a circuit of tor's own"),
-                // Tor knows too little of that guard just now, or it has left.
-                Err(AttachError::Control(ControlError::Refused { code: 551, .. })) => {}
-                // It may also be guard or middle that tor knows too little of.
                 Err(AttachError::Control(ControlError::Refused { code: 552, text, .. }))
-                    if !self.exit_bridges.iter().any(|one| text.contains(&one.fingerprint)) => {}
-                Err(AttachError::Control(ControlError::Refused { code: 552, .. })) => {
-                    if !self.undo.whole_descriptors() {
-                        let before =
-                            self.control.option(MICRODESCRIPTORS)?.pop().unwrap_or_else(|| "auto".into());
-                        self.undo.will_set_microdescriptors(before)?;
-                        self.control.set(MICRODESCRIPTORS, "0")?;
-                        self.wait(stop, progress, "tor to fetch whole descriptors", |control| {
-                            let enough = control.get("status/enough-dir-info")?;
-                            Ok(if enough == "1" { None } else { Some("not enough of them yet".into()) })
-                        })?;
-                        self.post()?;
-                    }
+                    if text.contains(&fingerprint) =>
+                {
+                    self.have_whole_descriptors(stop, progress)?;
                 }
+                // Tor knows too little of guard or middle just now, or they have left.
+                Err(AttachError::Control(ControlError::Refused { code: 551 | 552, .. })) => {}
                 Err(error) => return Err(error),
             }
             if stop.load(Ordering::Relaxed) {
                 return Err(AttachError::Stopped);
             }
             if Instant::now() > until {
-                return Err(AttachError::NotReady("it makes no circuits that could be lengthened".into()));
+                break;
             }
             let mut wait = TICK;
             while let Some(event) = self.control.event(wait)? {
@@ -302,6 +292,26 @@ impl Attachment {
                 self.hear(&event);
             }
         }
+        Err(AttachError::NotReady("it makes no circuits that could be lengthened".into()))
+    }
+
+    /// Has tor work with whole descriptors, if it does not.
+    fn have_whole_descriptors(
+        &mut self,
+        stop: &AtomicBool,
+        progress: &dyn Fn(&str),
+    ) -> Result<(), AttachError> {
+        let before = self.control.option(MICRODESCRIPTORS)?.pop().unwrap_or_else(|| "auto".into());
+        if before == "0" {
+            return Ok(());
+        }
+        self.undo.will_set_microdescriptors(before)?;
+        self.control.set(MICRODESCRIPTORS, "0")?;
+        self.wait(stop, progress, "tor to fetch whole descriptors", |control| {
+            let enough = control.get("status/enough-dir-info")?;
+            Ok(if enough == "1" { None } else { Some("not enough of them yet".into()) })
+        })?;
+        self.post_all()
     }
 
     fn wait(
@@ -328,19 +338,21 @@ impl Attachment {
     /// Has a circuit made to an exit bridge, if there is a path for it.
     fn lay(&mut self, index: usize) -> Result<bool, AttachError> {
         let Some(exit_bridge) = self.exit_bridges.get(index) else { return Ok(false) };
+        let now = Instant::now();
         let Some((guard, middle)) = stem(&mut self.control, &exit_bridge.addresses, &self.circuits)? else {
             // A path by tor's own rules, whose beginning can be had.
-            if self.asked_at.is_none_or(|at| at.elapsed() > PAUSE / 10) {
-                self.asked_at = Some(Instant::now());
+            if self.roots.is_due(now) {
+                self.roots.failed(now);
                 self.control.ask("EXTENDCIRCUIT 0")?;
             }
             return Ok(false);
         };
+        self.roots.succeeded();
         let made =
             self.control.ask(&format!("EXTENDCIRCUIT 0 {guard},{middle},{}", exit_bridge.fingerprint))?;
         let id = made.first().and_then(|line| line.strip_prefix("EXTENDED "));
         let id = id.ok_or(ControlError::Malformed("EXTENDCIRCUIT"))?;
-        self.circuits.made(id.to_owned(), index, Instant::now());
+        self.circuits.made(id.to_owned(), index, now);
         Ok(true)
     }
 
@@ -348,8 +360,7 @@ impl Attachment {
     fn map(&mut self) -> Result<(), AttachError> {
         let places: Vec<_> = self.chosen.iter().filter_map(|host| host.place(&self.exit_bridges)).collect();
         if places.len() < self.chosen.len() {
-            let none = || AttachError::NotReady("no exit bridge serves".into());
-            return if self.mapped.is_empty() { Err(none()) } else { Ok(()) };
+            return if self.mapped.is_empty() { Err(no_exit_bridge()) } else { Ok(()) };
         }
         let places = places.into_iter().filter_map(|index| self.exit_bridges.get(index));
         let mapped: Vec<_> =
@@ -358,14 +369,26 @@ impl Attachment {
             let from = other.split(' ').next().unwrap_or_default().to_ascii_lowercase();
             let from = Chosen(from.trim_end_matches('.').to_owned());
             if self.chosen.iter().any(|host| from.is_within(host) || host.is_within(&from)) {
-                return Err(AttachError::Taken(from.0));
+                return Err(AttachError::Taken);
             }
         }
-        self.undo.will_map(self.exit_bridges.iter().map(ExitBridge::fingerprint))?;
         crate::crash_point("mapped-written");
         undo::map(&mut self.control, &mapped)?;
         crate::crash_point("mapped");
         self.mapped = mapped;
+        Ok(())
+    }
+
+    /// Ends streams to chosen hosts that began before these were mapped: they would go on by plain exits. Programs begin
+    /// them again.
+    fn close_streams(&mut self) -> Result<(), ControlError> {
+        for line in self.control.get("stream-status")?.lines() {
+            let [id, _, _, target, ..] = circuits::words(line)[..] else { continue };
+            if self.chosen.iter().any(|host| host.is_passed_by(target)) {
+                // REASON_MISC; one that is gone by now is no error.
+                self.control.attempt(&format!("CLOSESTREAM {id} 1"))?;
+            }
+        }
         Ok(())
     }
 
@@ -378,47 +401,52 @@ impl Attachment {
             self.exit_bridges.get_mut(index)?.ended = true;
             return Some(index);
         }
-        match self.circuits.hear(event)? {
-            Became::Built(index) => self.serves(index),
-            Became::Used(index) => {
-                self.exit_bridges.get_mut(index)?.failures = 0;
-                None
-            }
-            Became::Unreached(index) => self.failed(index),
-            Became::Gone => None,
-        }
+        let became = self.circuits.hear(event)?;
+        self.note(became)
     }
 
-    fn serves(&mut self, index: usize) -> Option<usize> {
-        self.exit_bridges.get_mut(index)?.dead_until.take().map(|_| index)
-    }
-
-    fn failed(&mut self, index: usize) -> Option<usize> {
-        let exit_bridge = self.exit_bridges.get_mut(index)?;
-        exit_bridge.failures += 1;
-        let alive = exit_bridge.dead_until.is_none();
-        if exit_bridge.failures < MAX_FAILURES {
+    /// Takes note of what became of a circuit: the exit bridge that has another standing now.
+    fn note(&mut self, became: Became) -> Option<usize> {
+        let (Became::Built(index) | Became::Used(index) | Became::Unreached(index) | Became::Lost(index)) =
+            became
+        else {
             return None;
-        }
-        let pause = PAUSE.saturating_mul(1 << (exit_bridge.failures - MAX_FAILURES).min(8));
-        exit_bridge.dead_until = Some(Instant::now() + pause.min(LONGEST_PAUSE));
-        alive.then_some(index)
+        };
+        let (exit_bridge, now) = (self.exit_bridges.get_mut(index)?, Instant::now());
+        let is_news = match became {
+            Became::Built(_) => exit_bridge.reached(),
+            Became::Unreached(_) => {
+                exit_bridge.laying.failed(now);
+                exit_bridge.failed(now)
+            }
+            Became::Lost(_) => {
+                exit_bridge.laying.failed(now);
+                false
+            }
+            Became::Used(_) | Became::Gone => {
+                exit_bridge.used();
+                false
+            }
+        };
+        is_news.then_some(index)
     }
 
     /// Keeps it so until `stop`, then leaves tor as it was found.
     ///
     /// # Errors
-    /// See [`AttachError`]. If tor is still there, what could not be undone is undone by whoever attaches next.
+    /// [`AttachError::Left`]: hosts stay mapped, for they must not leave by plain exits because something went wrong here.
     pub fn run(mut self, stop: &AtomicBool, tell: &dyn Fn(News<'_>)) -> Result<(), AttachError> {
-        let kept = self.keep(stop, tell);
-        if !matches!(kept, Err(AttachError::Control(ControlError::Broken(_)))) {
-            for id in self.circuits.ids() {
-                // One that is gone by now is no error.
-                let _ = self.control.ask(&format!("CLOSECIRCUIT {id} IfUnused"));
-            }
-            self.undo.undo(&mut self.control)?;
+        let kept = self.keep(stop, tell).and_then(|()| self.undo());
+        kept.map_err(|error| AttachError::Left(Box::new(error)))
+    }
+
+    fn undo(&mut self) -> Result<(), AttachError> {
+        self.undo.undo(&mut self.control)?;
+        // Those that do not lead to an exit bridge yet: only we know that they are going to.
+        for id in self.circuits.ids() {
+            self.control.attempt(&format!("CLOSECIRCUIT {id}"))?;
         }
-        kept
+        Ok(())
     }
 
     fn keep(&mut self, stop: &AtomicBool, tell: &dyn Fn(News<'_>)) -> Result<(), AttachError> {
@@ -449,18 +477,19 @@ impl Attachment {
         self.map()
     }
 
-    /// Sees to spare circuits, and to exit bridges whose time is over.
+    /// Sees to spare circuits, to server descriptors, and to exit bridges whose time is over.
     fn keep_up(&mut self, tell: &dyn Fn(News<'_>)) -> Result<(), AttachError> {
-        for (id, index) in self.circuits.overdue(Instant::now()) {
-            let _ = self.control.ask(&format!("CLOSECIRCUIT {id}"));
-            if let Some(index) = self.failed(index) {
+        for (id, became) in self.circuits.overdue(Instant::now()) {
+            self.control.attempt(&format!("CLOSECIRCUIT {id}"))?;
+            if let Some(index) = self.note(became) {
                 self.tell_of(index, tell)?;
             }
         }
+        self.take_answer()?;
         let (now, clock) = (Instant::now(), SystemTime::now());
         for index in 0..self.exit_bridges.len() {
             let Some(exit_bridge) = self.exit_bridges.get_mut(index) else { break };
-            if !exit_bridge.ended && exit_bridge.expires.is_some_and(|end| end <= clock) {
+            if !exit_bridge.ended && exit_bridge.line.expires.is_some_and(|end| end <= clock) {
                 exit_bridge.ended = true;
                 self.tell_of(index, tell)?;
                 continue;
@@ -474,17 +503,70 @@ impl Attachment {
                 // It is known to work when it is needed.
                 None => 1,
             };
-            while self.circuits.spare(index) < wanted {
-                match self.lay(index) {
-                    Ok(true) => {}
-                    Ok(false) => break,
-                    // Tor knows too little just now; it comes back to it by itself.
-                    Err(AttachError::Control(ControlError::Refused { .. })) => break,
-                    Err(error) => return Err(error),
-                }
+            if self.circuits.spare(index) < wanted && exit_bridge.laying.is_due(now) {
+                self.lay_or_wait(index, now, tell)?;
             }
         }
         Ok(())
+    }
+
+    /// Has one more circuit made to an exit bridge; where tor can't, it is told what it lacks, and has some time.
+    fn lay_or_wait(
+        &mut self,
+        index: usize,
+        now: Instant,
+        tell: &dyn Fn(News<'_>),
+    ) -> Result<(), AttachError> {
+        let refusal = match self.lay(index) {
+            Ok(_) => return Ok(()),
+            Err(AttachError::Control(ControlError::Refused { text, .. })) => text,
+            Err(error) => return Err(error),
+        };
+        let Some(exit_bridge) = self.exit_bridges.get_mut(index) else { return Ok(()) };
+        exit_bridge.laying.failed(now);
+        // Else it is guard or middle that tor knows too little of; it comes back to that by itself.
+        if refusal.contains(&exit_bridge.fingerprint) {
+            self.ask_anew(index, now);
+            let dead = match self.post(index) {
+                Err(AttachError::Descriptor { .. }) => {
+                    self.exit_bridges.get_mut(index).is_some_and(|exit_bridge| exit_bridge.failed(now))
+                }
+                other => other.map(|()| false)?,
+            };
+            if dead {
+                self.tell_of(index, tell)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tor has forgotten a server descriptor, as it does after two days: asks the exit bridge for a new one. One after the other.
+    fn ask_anew(&mut self, index: usize, now: Instant) {
+        let (Some(exit_bridge), Some(asker), None) =
+            (self.exit_bridges.get_mut(index), &self.asker, &self.asking)
+        else {
+            return;
+        };
+        if exit_bridge.asking.is_due(now) {
+            exit_bridge.asking.failed(now);
+            self.asking =
+                asker.ask(std::slice::from_ref(&exit_bridge.line)).ok().map(|asking| (index, asking));
+        }
+    }
+
+    /// Gives tor the new server descriptor, if it has come.
+    fn take_answer(&mut self) -> Result<(), AttachError> {
+        let Some((index, asking)) = &mut self.asking else { return Ok(()) };
+        let (index, Some((texts, _))) = (*index, asking.answer()) else { return Ok(()) };
+        self.asking = None;
+        let Some(exit_bridge) = self.exit_bridges.get_mut(index) else { return Ok(()) };
+        if exit_bridge.take(&descriptors(&texts)).is_err() {
+            return Ok(());
+        }
+        match self.post(index) {
+            Err(AttachError::Descriptor { .. }) => Ok(()),
+            other => other,
+        }
     }
 
     /// Somebody changed settings, or tor read its torrc again and forgot ours: sets what is missing.
@@ -506,44 +588,20 @@ impl Attachment {
         (self.control.version(), self.undo.whole_descriptors())
     }
 
-    /// The exit bridges.
-    pub fn exit_bridges(&self) -> &[ExitBridge] {
-        &self.exit_bridges
+    /// The exit bridges that hosts leave through.
+    pub fn exit_bridges(&self) -> impl Iterator<Item = &ExitBridge> {
+        self.exit_bridges.iter().filter(|exit_bridge| exit_bridge.serves())
     }
+
+    /// Why others were left out.
+    pub fn left_out(&self) -> &[AttachError] {
+        &self.left_out
+    }
+}
+
+fn no_exit_bridge() -> AttachError {
+    AttachError::NotReady("no exit bridge serves".into())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn exit_bridge(fingerprint: &str) -> ExitBridge {
-        ExitBridge {
-            fingerprint: fingerprint.into(),
-            addresses: Vec::new(),
-            expires: None,
-            descriptor: String::new(),
-            failures: 0,
-            dead_until: None,
-            ended: false,
-        }
-    }
-
-    #[test]
-    fn only_the_hosts_of_a_dead_exit_bridge_move() {
-        let mut all: Vec<ExitBridge> = ["A", "B", "C"].map(exit_bridge).into();
-        let hosts: Vec<Chosen> = (0..60).map(|n| format!("h{n}.example").parse().unwrap()).collect();
-        let places = |all: &[ExitBridge]| hosts.iter().map(|host| host.place(all)).collect::<Vec<_>>();
-        let before = places(&all);
-        for index in 0..3 {
-            assert!(before.iter().filter(|place| **place == Some(index)).count() > 5, "{before:?}");
-        }
-        all[1].ended = true;
-        let after = places(&all);
-        for (before, after) in before.iter().zip(&after) {
-            assert!(after.is_some_and(|after| after != 1));
-            assert!(*before == Some(1) || before == after);
-        }
-        all.iter_mut().for_each(|one| one.dead_until = Some(Instant::now()));
-        assert!(places(&all).iter().all(Option::is_none));
-    }
-}
+mod tests;

@@ -1,5 +1,8 @@
 //! What was changed at a tor, written down before it is changed, so that whoever comes next can undo it.
 //!
+//! What an `eebt attach` that was killed left stays until the next one has mapped its own hosts: meanwhile they must not leave by
+//! plain exits. Which hosts these are, tor itself knows.
+//!
 //! Hosts are mapped by the command MAPADDRESS and not by the option of that name: what the command maps stays when tor reads its
 //! torrc again, and no SAVECONF writes it there.
 
@@ -13,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::AttachError;
-use super::control::{Control, ControlError, Place};
+use super::circuits::{hops, words};
+use super::control::{Control, ControlError, Place, Trust};
 use crate::folder::StateDir;
 use crate::locks::{self, LockError};
 
@@ -41,7 +45,7 @@ pub(super) struct Undo {
 }
 
 impl Undo {
-    /// Begins with a tor that is as others left it; what an `eebt attach` that was killed left is undone first.
+    /// Begins with a tor. Returns, too, whether an `eebt attach` that was killed left something there.
     pub(super) fn begin(
         dir: &StateDir,
         place: &Place,
@@ -52,25 +56,25 @@ impl Undo {
             LockError::Held { .. } => AttachError::Attached(place.clone()),
             other => AttachError::Lock(other),
         })?;
-        let record = Record {
+        let pid = control.get("process/pid")?;
+        let left = read(&path).filter(|left| left.pid == pid);
+        let is_left = left.is_some();
+        let record = left.unwrap_or_else(|| Record {
             place: place.to_string(),
-            pid: control.get("process/pid")?,
+            pid,
             exit_bridges: Vec::new(),
             microdescriptors: None,
-        };
-        let left = read(&path).filter(|left| left.pid == record.pid);
-        let mut undo = Self { path, record, _lock: lock };
-        let found = left.is_some();
-        if let Some(left) = left {
-            undo.record = left;
-        }
-        undo.undo(control)?;
-        Ok((undo, found))
+        });
+        Ok((Self { path, record, _lock: lock }, is_left))
     }
 
-    /// Hosts are going to be sent to these exit bridges.
-    pub(super) fn will_map<'a>(&mut self, to: impl Iterator<Item = &'a str>) -> Result<(), AttachError> {
-        self.record.exit_bridges = to.map(str::to_owned).collect();
+    /// Circuits and hosts are going to be sent to these exit bridges, besides those before.
+    pub(super) fn will_use<'a>(&mut self, to: impl Iterator<Item = &'a str>) -> Result<(), AttachError> {
+        for fingerprint in to {
+            if !self.record.exit_bridges.iter().any(|known| known == fingerprint) {
+                self.record.exit_bridges.push(fingerprint.to_owned());
+            }
+        }
         self.write()
     }
 
@@ -87,18 +91,9 @@ impl Undo {
 
     /// Leaves tor as it was found.
     pub(super) fn undo(&mut self, control: &mut Control) -> Result<(), AttachError> {
-        let ours = |to: &str| {
-            let fingerprint = to.strip_suffix(".exit").and_then(|rest| rest.rsplit('.').next());
-            fingerprint.is_some_and(|found| self.record.exit_bridges.iter().any(|known| known == found))
-        };
-        let back: Vec<_> = mappings(control)?
-            .into_iter()
-            .filter(|(_, to)| ours(to))
-            .map(|(from, _)| (from.clone(), from))
-            .collect();
-        if !back.is_empty() {
-            control.ask(&command(&back))?;
-        }
+        self.unmap_but(control, &[])?;
+        // Used ones, too: any stream could be put on them.
+        self.close_circuits(control)?;
         if let Some(before) = &self.record.microdescriptors
             && control.option(MICRODESCRIPTORS)? == ["0"]
         {
@@ -114,6 +109,38 @@ impl Undo {
         }
     }
 
+    /// Hosts that are mapped by our doing go as they did before, but for these.
+    pub(super) fn unmap_but(
+        &self,
+        control: &mut Control,
+        stay: &[(String, String)],
+    ) -> Result<(), ControlError> {
+        let ours = |to: &str| {
+            let fingerprint = to.strip_suffix(".exit").and_then(|rest| rest.rsplit('.').next());
+            fingerprint.is_some_and(|found| self.record.exit_bridges.iter().any(|known| known == found))
+        };
+        let back: Vec<_> = mappings(control)?
+            .into_iter()
+            .filter(|(from, to)| ours(to) && !stay.iter().any(|(host, _)| host == from))
+            .map(|(from, _)| (from.clone(), from))
+            .collect();
+        if back.is_empty() { Ok(()) } else { control.ask(&command(&back)).map(drop) }
+    }
+
+    fn close_circuits(&self, control: &mut Control) -> Result<(), ControlError> {
+        let status = control.get("circuit-status")?;
+        let ours = status.lines().map(words).filter(|words| {
+            let last = words.get(2).and_then(|path| hops(path).pop());
+            last.is_some_and(|last| self.record.exit_bridges.iter().any(|known| known == last))
+        });
+        for circuit in ours {
+            let id = circuit.first().unwrap_or(&"");
+            // One that is gone by now is no error.
+            control.attempt(&format!("CLOSECIRCUIT {id}"))?;
+        }
+        Ok(())
+    }
+
     fn write(&self) -> Result<(), AttachError> {
         let text = serde_json::to_string(&self.record)
             .map_err(|error| AttachError::Remove { path: self.path.clone(), source: error.into() })?;
@@ -123,11 +150,11 @@ impl Undo {
 
 /// Maps hosts, and looks whether tor did.
 pub(super) fn map(control: &mut Control, wanted: &[(String, String)]) -> Result<(), AttachError> {
-    control.ask(&command(wanted))?;
-    match has(control, wanted)? {
-        true => Ok(()),
-        false => Err(AttachError::Unable("it does not map hosts to exits (MAPADDRESS)")),
+    // What tor says to it is not passed on, for it may name hosts.
+    if control.attempt(&command(wanted))? && has(control, wanted)? {
+        return Ok(());
     }
+    Err(AttachError::Unable("it does not map hosts to exits (MAPADDRESS)"))
 }
 
 /// Are these hosts mapped?
@@ -168,14 +195,14 @@ pub fn forget(dir: &StateDir, place: &Place) {
 ///
 /// # Errors
 /// See [`AttachError`].
-pub fn clean(dir: &StateDir, place: &Place, password: Option<&str>) -> Result<(), AttachError> {
-    match Control::connect(place, password) {
+pub fn clean(dir: &StateDir, place: &Place, trust: Trust<'_>) -> Result<(), AttachError> {
+    match Control::connect(place, trust) {
         Err(error) if error.is_gone() => {
             forget(dir, place);
             Ok(())
         }
         Err(error) => Err(error.into()),
-        Ok(mut control) => Undo::begin(dir, place, &mut control).map(drop),
+        Ok(mut control) => Undo::begin(dir, place, &mut control)?.0.undo(&mut control),
     }
 }
 

@@ -4,13 +4,14 @@ use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use eebt_proto::{BridgeLine, Reach};
 use eebt_provisioner::attach::{
-    AttachError, Attachment, Chosen, Control, ControlError, ExitBridge, News, Place, clean, left,
+    Asker, AttachError, Attachment, Chosen, Control, ControlError, ExitBridge, News, Place, Trust, Wanted,
+    clean, descriptors, left,
 };
-use eebt_provisioner::check::server_descriptors;
 use eebt_provisioner::{Fleet, State};
 use serde_json::json;
 
@@ -22,7 +23,7 @@ use crate::print::{Hinted, Printer, Usage};
 const PLACES: [&str; 3] = ["/run/tor/control", "127.0.0.1:9051", "127.0.0.1:9151"];
 
 /// The chosen hosts leave that tor through exit bridges, or not at all; all else goes on as before. This goes on until
-/// Ctrl-C, and then tor is as it was. If this program is killed, or tor reads its torrc again, see --undo.
+/// Ctrl-C, and then tor is as it was. If this program fails or is killed meanwhile, hosts stay so: see --undo.
 #[derive(clap::Args)]
 pub struct Args {
     /// A bridge line [default: those of this fleet]
@@ -40,8 +41,8 @@ pub struct Args {
     /// Tor's control port or control socket [default: /run/tor/control, 127.0.0.1:9051, 127.0.0.1:9151]
     #[arg(long, value_name = "ADDRESS:PORT|PATH")]
     control: Option<Place>,
-    /// A file with the control port's password, where it has no cookie
-    #[arg(long, value_name = "FILE")]
+    /// A file with the password of the control port that --control names, where it has no cookie
+    #[arg(long, value_name = "FILE", requires = "control")]
     password_file: Option<PathBuf>,
     /// A file with server descriptors, as `eebt-bridge descriptor` prints them; exit bridges that it does not have are
     /// asked over Tor (may be repeated)
@@ -66,30 +67,33 @@ impl Args {
         let password = self.password_file.as_deref().map(|path| read("--password-file", path)).transpose()?;
         let password = password.as_deref().map(|text| text.lines().next().unwrap_or_default());
         if self.undo {
-            return self.undo(fleet, printer, password);
+            return self.undo(fleet, printer, self.trust(password));
         }
         let chosen = self.chosen()?;
         let lines = self.lines(fleet)?;
         let stop = on_signals()?;
         let (place, control) = self.connect(password)?;
         for other in left(fleet.dir()).into_iter().filter(|other| *other != place) {
-            match clean(fleet.dir(), &other, password) {
+            match clean(fleet.dir(), &other, Trust::Found) {
                 Ok(()) => printer.say(format_args!("undid what was left at {other}")),
                 Err(AttachError::Attached(_)) => {}
                 Err(error) => printer.failed(format_args!("can't undo what was left at {other}: {error}")),
             }
         }
-        let exit_bridges = self.exit_bridges(fleet, printer, &lines)?;
+        let (exit_bridges, asker) = self.exit_bridges(fleet, printer, &lines, &stop)?;
         let progress = |text: &str| printer.progress(text);
-        let begun =
-            Attachment::begin(fleet.dir(), &place, control, exit_bridges, chosen.clone(), &stop, &progress);
+        let wanted = Wanted { exit_bridges, chosen: chosen.clone(), asker };
+        let begun = Attachment::begin(fleet.dir(), &place, control, wanted, &stop, &progress);
         printer.wipe();
-        let (attachment, found) = begun.map_err(hinted)?;
-        if found {
-            printer.say("undid what an `eebt attach` before had left");
+        let (attachment, went_on) = begun.map_err(hinted)?;
+        for error in attachment.left_out() {
+            printer.failed(format_args!("an exit bridge is left out: {error}"));
+        }
+        if went_on {
+            printer.say("went on from what an `eebt attach` before had left");
         }
         let (version, whole) = attachment.tor();
-        let known: Vec<&str> = attachment.exit_bridges().iter().map(ExitBridge::fingerprint).collect();
+        let known: Vec<&str> = attachment.exit_bridges().map(ExitBridge::fingerprint).collect();
         if self.json {
             printer.json_line(&json!({ "attached": place.to_string(), "tor": version,
                 "whole_descriptors": whole, "exit_bridges": known }))?;
@@ -135,13 +139,18 @@ impl Args {
         Ok(())
     }
 
-    fn undo(&self, fleet: &Fleet, printer: &Printer, password: Option<&str>) -> anyhow::Result<()> {
+    /// How far whoever listens at a control port is trusted.
+    fn trust<'a>(&self, password: Option<&'a str>) -> Trust<'a> {
+        if self.control.is_some() { Trust::Named(password) } else { Trust::Found }
+    }
+
+    fn undo(&self, fleet: &Fleet, printer: &Printer, trust: Trust<'_>) -> anyhow::Result<()> {
         let places = left(fleet.dir());
         let places =
             places.into_iter().filter(|place| self.control.as_ref().is_none_or(|only| only == place));
         let mut undone = 0;
         for place in places {
-            clean(fleet.dir(), &place, password).map_err(hinted)?;
+            clean(fleet.dir(), &place, trust).map_err(hinted)?;
             printer.say(format_args!("tor at {place} is as it was"));
             undone += 1;
         }
@@ -218,7 +227,7 @@ impl Args {
         }
         let mut last = None;
         for place in places {
-            match Control::connect(&place, password) {
+            match Control::connect(&place, self.trust(password)) {
                 Ok(control) => return Ok((place, control)),
                 Err(error) if error.is_gone() => last = Some(error),
                 Err(error) => return Err(hinted(error.into())),
@@ -232,33 +241,35 @@ impl Args {
         Err(Hinted { message, hint }.into())
     }
 
-    /// The exit bridges whose server descriptor could be had.
+    /// The exit bridges whose server descriptor could be had, and who can be asked for new ones.
     fn exit_bridges(
         &self,
         fleet: &Fleet,
         printer: &Printer,
         lines: &[BridgeLine],
-    ) -> anyhow::Result<Vec<ExitBridge>> {
+        stop: &AtomicBool,
+    ) -> anyhow::Result<(Vec<ExitBridge>, Option<Asker>)> {
         let mut texts = String::new();
         for path in &self.descriptors {
             texts += &read("--descriptor", path)?;
             texts.push('\n');
         }
+        let asker = program("eebt-client", "--client-binary", self.client_binary.as_ref())
+            .map(|program| Asker { program, dir: fleet.dir().clone(), network: self.network.clone() });
         let (mut found, missing) = matched(lines, &texts);
-        let mut why = String::new();
-        if !missing.is_empty() {
-            printer.progress("asking exit bridges for their server descriptors, over Tor");
-            let program = program("eebt-client", "--client-binary", self.client_binary.as_ref())?;
-            let missing: Vec<BridgeLine> = missing.into_iter().map(|(line, _)| line.clone()).collect();
-            let state = fleet.dir().attach().join("tor");
-            let (texts, said) = server_descriptors(&program, &state, self.network.as_deref(), &missing)?;
-            why = said;
-            let (more, still) = matched(&missing, &texts);
-            found.extend(more);
-            printer.wipe();
-            for (_, why) in still {
-                printer.failed(format_args!("an exit bridge is left out: {why}"));
-            }
+        if missing.is_empty() {
+            return Ok((found, asker.ok()));
+        }
+        let asker = asker?;
+        printer.progress("asking exit bridges for their server descriptors, over Tor");
+        let missing: Vec<BridgeLine> = missing.into_iter().map(|(line, _)| line.clone()).collect();
+        let answer = asker.ask(&missing)?.wait(stop);
+        printer.wipe();
+        let (texts, why) = answer.ok_or_else(|| hinted(AttachError::Stopped))?;
+        let (more, still) = matched(&missing, &texts);
+        found.extend(more);
+        for (_, why) in still {
+            printer.failed(format_args!("an exit bridge is left out: {why}"));
         }
         if found.is_empty() {
             // It names no exit bridge; control characters could do things to a terminal.
@@ -273,30 +284,18 @@ impl Args {
             }
             .into());
         }
-        Ok(found)
+        Ok((found, Some(asker)))
     }
 }
 
 /// Exit bridges whose descriptor is in a text of some, and lines for which none fits.
 fn matched<'a>(lines: &'a [BridgeLine], texts: &str) -> (Vec<ExitBridge>, Vec<(&'a BridgeLine, String)>) {
-    let mut descriptors: Vec<String> = Vec::new();
-    for line in texts.lines() {
-        if line.starts_with("router ") {
-            descriptors.push(String::new());
-        }
-        if let Some(descriptor) = descriptors.last_mut() {
-            *descriptor += line;
-            descriptor.push('\n');
-        }
-    }
+    let descriptors = descriptors(texts);
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     for line in lines {
-        let mut why = "it gave no server descriptor".to_owned();
-        let fits =
-            descriptors.iter().find_map(|text| ExitBridge::new(line, text).map_err(|error| why = error).ok());
-        match fits {
-            Some(exit_bridge) => found.push(exit_bridge),
-            None => missing.push((line, why)),
+        match ExitBridge::new(line, &descriptors) {
+            Ok(exit_bridge) => found.push(exit_bridge),
+            Err(why) => missing.push((line, why)),
         }
     }
     (found, missing)
