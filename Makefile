@@ -87,7 +87,7 @@ clean:
 c-tor:
 	@./tor-patches/c-tor/build test
 
-# Fuzz one decoder for a minute: make fuzz TARGET=bridge_line (or descriptor,
+# Fuzz one decoder for a minute: make fuzz TARGET=bridge_line (or attestation, descriptor,
 # directory_message, port_set, target)
 .PHONY: fuzz
 fuzz:

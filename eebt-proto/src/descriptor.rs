@@ -25,8 +25,8 @@ const DESCRIPTOR_DOMAIN: &[u8] = b"exit bridge descriptor, version 1\n";
 /// What stands before a withdrawal in the bytes that are signed.
 const WITHDRAWAL_DOMAIN: &[u8] = b"exit bridge withdrawal, version 1\n";
 
-/// Version of both documents.
-const VERSION: u32 = 1;
+/// Version of all signed documents.
+pub(crate) const VERSION: u32 = 1;
 
 /// A document and its signature, as they travel.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -280,14 +280,18 @@ pub fn to_millis(at: SystemTime) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-fn sign_text(domain: &[u8], text: &impl Serialize, sign: impl FnOnce(&[u8]) -> [u8; 64]) -> SignedDocument {
+pub(crate) fn sign_text(
+    domain: &[u8],
+    text: &impl Serialize,
+    sign: impl FnOnce(&[u8]) -> [u8; 64],
+) -> SignedDocument {
     // A struct of strings and numbers always has a JSON form.
     let document = serde_json::to_vec(text).unwrap_or_default();
     let signature = sign(&[domain, &document].concat());
     SignedDocument { document: BASE64_NOPAD.encode(&document), signature }
 }
 
-fn bytes_of(signed: &SignedDocument) -> Result<Vec<u8>, DescriptorError> {
+pub(crate) fn bytes_of(signed: &SignedDocument) -> Result<Vec<u8>, DescriptorError> {
     if signed.document.len() > MAX_DOCUMENT_LEN.div_ceil(3) * 4 {
         return Err(DescriptorError::TooLong);
     }
@@ -297,7 +301,7 @@ fn bytes_of(signed: &SignedDocument) -> Result<Vec<u8>, DescriptorError> {
 }
 
 /// Reads the document, if it is of our version. What else another version has in it is not looked at.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DescriptorError> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DescriptorError> {
     let malformed = |e: JsonError| DescriptorError::Malformed(e.to_string());
     let VersionText { version } = from_json(bytes).map_err(malformed)?;
     if version != VERSION {
@@ -306,11 +310,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DescriptorError> {
     from_json(bytes).map_err(malformed)
 }
 
-fn check_published(published: SystemTime, now: SystemTime) -> Result<(), DescriptorError> {
+pub(crate) fn check_published(published: SystemTime, now: SystemTime) -> Result<(), DescriptorError> {
     if published > now + MAX_CLOCK_SKEW { Err(DescriptorError::Future) } else { Ok(()) }
 }
 
-fn check_signature(
+pub(crate) fn check_signature(
     domain: &[u8],
     bytes: &[u8],
     identity: &[u8; 32],

@@ -17,6 +17,10 @@ pub const DESCRIPTORS: &str = "/v1/descriptors";
 /// Where it withdraws: POST, a `SignedDocument` with a withdrawal; the answer has no body.
 pub const WITHDRAWALS: &str = "/v1/withdrawals";
 
+/// Where it asks for the directory's word that it serves: POST, a `SignedDocument` with an attestation request; the
+/// answer is a `SignedDocument` with an attestation.
+pub const ATTESTATIONS: &str = "/v1/attestations";
+
 /// Where a client learns what a ticket costs: GET; the answer is a `TicketTerms`.
 pub const TICKET_TERMS: &str = "/v1/ticket-terms";
 

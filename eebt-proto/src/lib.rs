@@ -8,6 +8,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod attestation;
 pub mod country;
 pub mod descriptor;
 pub mod directory;
@@ -22,6 +23,7 @@ pub mod target;
 pub mod ticket;
 mod wire;
 
+pub use attestation::{Attestation, AttestationRequest};
 pub use country::Country;
 pub use descriptor::{BridgeDescriptor, DescriptorError, SignedDocument, UnverifiedDescriptor, Withdrawal};
 pub use hosts::{HostRules, HostSet, HostSetError};

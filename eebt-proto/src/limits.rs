@@ -31,3 +31,7 @@ pub const MAX_HANDED_OUT: usize = 3;
 
 /// Longest name of a program and its version in a descriptor, in bytes.
 pub const MAX_SOFTWARE_LEN: usize = 64;
+
+/// Longest time between two sights of an exit bridge in one attestation. Exit bridges renew after 90 minutes at the
+/// latest.
+pub const MAX_ATTESTATION_GAP: Duration = Duration::from_secs(2 * 3600);
