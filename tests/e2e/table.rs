@@ -115,12 +115,7 @@ async fn hold(lab: &Lab, side: Side, exit: Exit) -> anyhow::Result<()> {
     }
 
     let (url, slowly) = (open.url("/bulk/50000000"), ["--limit-rate", "2M"]);
-    let dies = async {
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        drop(leaves);
-    };
-    let (broken, ()) = tokio::join!(way.curl(&url, &slowly), dies);
-    let broken = broken?;
+    let (broken, ()) = way.curl_meanwhile(&url, &slowly, async { drop(leaves) }).await?;
     ensure!(broken.size > 0 && broken.exit_code != 0, "it did not break: {broken:?}");
     let seen = open.last_peer_ip();
     let after = way.curl(&open.url("/"), &["--max-time", "5"]).await?;

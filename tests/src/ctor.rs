@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use eebt_proto::{BridgeLine, CircuitReach, Reach};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use testnet::Role;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::lab::{Way, free_port};
-use crate::{Lab, Running};
+use crate::lab::{Way, circuit_reach, free_port};
+use crate::{Dns, Lab, Running};
 
 /// Options that each tor has for itself.
 const OF_ITS_OWN: [&str; 12] = [
@@ -35,6 +38,18 @@ pub fn patched_tor() -> Option<PathBuf> {
     std::env::var_os("EXIT_BRIDGE_TOR").map(PathBuf::from)
 }
 
+/// Tor's exits look names up at a name server of the test's, until this is dropped.
+pub struct ExitsAsk(Vec<(PathBuf, String, Pid)>);
+
+impl Drop for ExitsAsk {
+    fn drop(&mut self) {
+        for (torrc, text, pid) in &self.0 {
+            let _ = std::fs::write(torrc, text);
+            let _ = kill(*pid, Signal::SIGHUP);
+        }
+    }
+}
+
 /// A running tor.
 pub struct CTor {
     /// Its process.
@@ -50,6 +65,29 @@ impl Lab {
     pub async fn ctor(&self, program: &Path, torrc: &str) -> anyhow::Result<CTor> {
         let socks = SocketAddr::new([127, 0, 0, 1].into(), free_port([127, 0, 0, 1].into()));
         self.tor_like("client", program, socks, &format!("SocksPort {socks}\n{torrc}")).await
+    }
+
+    /// Has Tor's exits look names up at this name server.
+    pub async fn exits_ask(&self, dns: &Dns) -> anyhow::Result<ExitsAsk> {
+        let conf = self.folder("resolv").join("resolv.conf");
+        std::fs::write(&conf, format!("nameserver {}\n", dns.addr()))?;
+        let mut asks = ExitsAsk(Vec::new());
+        for exit in self.net.relays().iter().filter(|relay| relay.role == Role::Exit) {
+            let dir = self.net.dir().join("nodes").join(&exit.nickname);
+            let (torrc, pid) = (dir.join("torrc"), self.net.pid(&exit.nickname).context("no exit")?);
+            let reloads = || anyhow::Ok(std::fs::read_to_string(dir.join("log"))?.matches("(hup)").count());
+            let (text, before) = (std::fs::read_to_string(&torrc)?, reloads()?);
+            std::fs::write(&torrc, format!("{text}ServerDNSResolvConfFile {}\n", conf.display()))?;
+            let pid = Pid::from_raw(pid.try_into()?);
+            kill(pid, Signal::SIGHUP)?;
+            asks.0.push((torrc, text, pid));
+            let start = Instant::now();
+            while reloads()? == before {
+                ensure!(start.elapsed() < Duration::from_secs(20), "{} does not reload", exit.nickname);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(asks)
     }
 
     /// Starts an exit with C tor that is in no consensus. Also its bridge line.
@@ -103,6 +141,14 @@ impl Lab {
 }
 
 impl CTor {
+    /// How many circuits lead to this exit bridge, and are built.
+    pub async fn circuits_to(&self, line: &BridgeLine) -> anyhow::Result<usize> {
+        let fingerprint = data_encoding::HEXUPPER.encode(&circuit_reach(line)?.rsa);
+        let status = self.control().await?.ask("GETINFO circuit-status").await?;
+        let built = status.lines().filter(|line| line.contains(" BUILT ") && line.contains(&fingerprint));
+        Ok(built.count())
+    }
+
     /// A controller of it.
     pub async fn control(&self) -> anyhow::Result<Control> {
         let cookie = std::fs::read(self.way.dir.join("data/control_auth_cookie"))?;

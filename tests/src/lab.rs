@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use eebt_proto::{BridgeLine, CircuitReach, Reach};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 use testnet::{DelayLink, Origin, Origins, OriginsConfig, TestNet, delay_link};
 use tokio::process::Command;
 
@@ -365,6 +365,33 @@ impl Way {
         curl(&format!("socks5h://{}", self.proxy), url, args, &self.dir).await
     }
 
+    /// The same, as somebody with these credentials.
+    pub async fn curl_as(&self, user: &str, url: &str, args: &[&str]) -> anyhow::Result<Fetched> {
+        curl(&format!("socks5h://{user}:x@{}", self.proxy), url, args, &self.dir).await
+    }
+
+    /// The same as [`curl`](Self::curl), with something that is done as soon as a part of the page is there.
+    pub async fn curl_meanwhile<T>(
+        &self,
+        url: &str,
+        args: &[&str],
+        then: impl Future<Output = T>,
+    ) -> anyhow::Result<(Fetched, T)> {
+        let body = NamedTempFile::new_in(&self.dir)?;
+        let begun = async {
+            while body.path().metadata()?.len() == 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            anyhow::Ok(())
+        };
+        let then = async {
+            tokio::time::timeout(Duration::from_secs(60), begun).await.context("nothing came")??;
+            anyhow::Ok(then.await)
+        };
+        let proxy = format!("socks5h://{}", self.proxy);
+        tokio::try_join!(curl_to(&body, &proxy, url, args), then)
+    }
+
     /// Sends `size` bytes to the sink of `origin`, and checks what arrived.
     pub async fn upload(&self, origin: &Origin, path: &str, size: u64) -> anyhow::Result<Fetched> {
         let file = self.dir.join(format!("upload-{size}"));
@@ -384,7 +411,10 @@ impl Way {
 
 /// Runs curl through a proxy. Redirects are not followed, times are bounded.
 pub async fn curl(proxy: &str, url: &str, args: &[&str], dir: &Path) -> anyhow::Result<Fetched> {
-    let body = tempfile::NamedTempFile::new_in(dir)?;
+    curl_to(&NamedTempFile::new_in(dir)?, proxy, url, args).await
+}
+
+async fn curl_to(body: &NamedTempFile, proxy: &str, url: &str, args: &[&str]) -> anyhow::Result<Fetched> {
     let start = Instant::now();
     let out = Command::new("curl")
         .args(["-sS", "--max-time", "120", "-w", "%{http_code}", "--proxy", proxy, "-o"])

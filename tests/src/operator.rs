@@ -63,6 +63,20 @@ impl Operator<'_> {
         hosts: &[String],
         more: &[&str],
     ) -> anyhow::Result<Running> {
+        let mut attached = self.attach_until(None, tor, lines, hosts, more)?;
+        attached.wait_for("attached", |_, err| err.contains("ready: ").then_some(())).await?;
+        Ok(attached)
+    }
+
+    /// The same, not waited for. It dies where it is told to.
+    pub fn attach_until(
+        &self,
+        crash_at: Option<&str>,
+        tor: &CTor,
+        lines: &[&BridgeLine],
+        hosts: &[String],
+        more: &[&str],
+    ) -> anyhow::Result<Running> {
         let mut command = self.command(&["attach", "--json", "--control", &tor.control.to_string()]);
         let dir = self.lab.folder("attach");
         let file = dir.join("lines");
@@ -71,12 +85,11 @@ impl Operator<'_> {
         for host in hosts {
             command.args(["--for", host]);
         }
-        let mut attached = Running::start(command, &dir)?;
-        attached.wait_for("attached", |_, err| err.contains("ready: ").then_some(())).await?;
-        Ok(attached)
+        command.envs(crash_at.map(|point| ("EEBT_CRASH_AT", point)));
+        Running::start(command, &dir)
     }
 
-    /// The same, waited for: the bridge lines that it printed.
+    /// `eebt up`, waited for: the bridge lines that it printed.
     pub async fn lines(&self, count: &str, lifetime: &str) -> anyhow::Result<Vec<BridgeLine>> {
         output(self.up(count, lifetime)).await?.lines().map(|line| Ok(line.parse()?)).collect()
     }
