@@ -10,6 +10,7 @@ use tor_keymgr::{
     ArtiNativeKeystore, KeyMgr, KeyMgrBuilder, KeySpecifier, KeystoreSelector,
     derive_deftly_template_KeySpecifier,
 };
+use tor_llcrypto::pk::ed25519::ExpandedKeypair;
 use tor_llcrypto::rng::CautiousRng;
 
 /// Where the identity of an onion service is kept.
@@ -79,6 +80,11 @@ impl KeyFolder {
 /// See [`KeyFolderError`].
 pub fn service_key(folder: &KeyFolder) -> Result<HsIdKeypair, KeyFolderError> {
     folder.get_or_generate(&ServiceSpecifier)
+}
+
+/// Ed25519 over `message` with the identity of an onion service: who knows its address can check it.
+pub fn sign_as_service(key: &HsIdKeypair, message: &[u8]) -> [u8; 64] {
+    AsRef::<ExpandedKeypair>::as_ref(key).sign(message).to_bytes()
 }
 
 fn error(path: &Path, source: impl std::error::Error + Send + Sync + 'static) -> KeyFolderError {

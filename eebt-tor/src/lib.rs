@@ -21,7 +21,7 @@ mod settings;
 pub use circuit::{Circuit, CircuitError, PathKind, Paths};
 pub use config::{TorConfigError, tor_client_config, tor_server_config};
 pub use http::{HttpError, OnionHttp, Reply};
-pub use keys::{KeyFolder, KeyFolderError, service_key};
+pub use keys::{KeyFolder, KeyFolderError, service_key, sign_as_service};
 pub use log::init_log;
 pub use onion::{OnionConnector, OnionError};
 pub use process::{PidFile, raise_file_limit, stop_on_signal};

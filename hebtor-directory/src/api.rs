@@ -10,12 +10,16 @@ use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use eebt_proto::descriptor::to_millis;
 use eebt_proto::directory::{
     self as paths, Ask, ErrorBody, ErrorDetail, HandOut, HandedOut, Registered, Report, Standing,
 };
 use eebt_proto::limits::MAX_HANDED_OUT;
 use eebt_proto::special_use::special_use;
-use eebt_proto::{DescriptorError, Reach, SignedDocument, UnverifiedDescriptor, Withdrawal, from_json};
+use eebt_proto::{
+    Attestation, AttestationRequest, DescriptorError, OnionReach, Reach, SignedDocument,
+    UnverifiedDescriptor, Withdrawal, from_json,
+};
 use ipnet::IpNet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -58,6 +62,16 @@ pub struct Api {
     pub allow: Vec<IpNet>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// What attestations are signed with; none are given without it.
+    pub seal: Option<Seal>,
+}
+
+/// The key of the directory's onion service, for attestations.
+pub struct Seal {
+    /// The onion address, which names the key.
+    pub directory: OnionReach,
+    /// Ed25519 with it.
+    pub sign: Box<dyn Fn(&[u8]) -> [u8; 64] + Send + Sync>,
 }
 
 /// An answer that is an error.
@@ -190,6 +204,7 @@ pub fn router(api: Arc<Api>) -> Router {
     Router::new()
         .route(paths::DESCRIPTORS, post(register))
         .route(paths::WITHDRAWALS, post(withdraw))
+        .route(paths::ATTESTATIONS, post(attest))
         .route(paths::TICKET_TERMS, get(terms))
         .route(paths::EXIT_BRIDGES, post(hand_out))
         .route(paths::REPORTS, post(report))
@@ -222,7 +237,7 @@ async fn register(
         }
     }
     let full = api.metrics.kept() >= api.max_registered || api.metrics.untested() >= api.max_untested;
-    if full && !api.store.knows(descriptor.identity()).await? {
+    if full && api.store.find(descriptor.identity()).await?.is_none() {
         let message = "no more exit bridges can be registered here now";
         let hint = "places become free again; register with another directory meanwhile";
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "full", message, hint)
@@ -277,6 +292,51 @@ async fn withdraw(
             "there is nothing to withdraw; is it another directory that it registered with?",
         )),
     }
+}
+
+/// Says that an exit bridge serves, and since when that was said without a gap. Nothing is kept of it: what was said
+/// before is the exit bridge's to show.
+async fn attest(
+    State(api): State<Arc<Api>>,
+    Json(signed): Json<SignedDocument>,
+) -> Result<Response, ApiError> {
+    let Some(seal) = &api.seal else {
+        let message = "this directory gives no attestations";
+        let hint = "there is nothing to do; what you are and serve does not depend on it";
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "not_offered", message, hint));
+    };
+    let now = SystemTime::now();
+    let request = AttestationRequest::verify(&signed, now)?;
+    if request.directory != seal.directory {
+        let message = "directory: is not this one";
+        let hint = "sign a request for each directory that is asked";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "directory_other", message, hint));
+    }
+    let Some(record) = api.store.find(&request.identity).await? else {
+        let message = "identity: is not registered here";
+        let hint = "register first";
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "exit_bridge_unknown", message, hint));
+    };
+    if request.published <= record.published {
+        let message = "published: something that was signed at the same time or later is here already";
+        let hint = "sign a new request, after what was signed last";
+        return Err(ApiError::new(StatusCode::CONFLICT, "descriptor_replayed", message, hint));
+    }
+    // Who may be handed out passed its last test, and not long ago.
+    let live = record.test.live_until.min(record.expires) > now;
+    let egress = record.test.egress.filter(|_| live && record.test.standing == Standing::Serving);
+    let Some(egress) = egress else {
+        let message = "the exit bridge did not pass its last test, or had none yet";
+        let hint = "ask again when a renewal is answered with the standing serving";
+        return Err(ApiError::new(StatusCode::CONFLICT, "not_serving", message, hint));
+    };
+    let (identity, directory) = (request.identity, seal.directory.clone());
+    let mut seen = Attestation { identity, egress, from: to_millis(now), until: to_millis(now), directory };
+    if let Some(previous) = &request.previous {
+        seen = seen.extending(previous);
+    }
+    api.metrics.count(Event::Attested);
+    Ok(json(&seen.sign(&seal.sign)))
 }
 
 async fn terms(State(api): State<Arc<Api>>) -> Response {

@@ -8,7 +8,7 @@ use arti_client::TorClient;
 use eebt_proto::OnionReach;
 use eebt_tor::{
     ConfigError, KeyFolder, KeyFolderError, OnionConnector, OnionService, Paths, TorRuntime, onion_reach,
-    service_key,
+    service_key, sign_as_service,
 };
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tor_geoip::GeoipDb;
 use tor_netdir::Timeliness;
 
-use crate::api::{self, Api};
+use crate::api::{self, Api, Seal};
 use crate::config::{Config, StoreUrl};
 use crate::door::Door;
 use crate::echo::Echo;
@@ -149,10 +149,13 @@ impl Directory {
             async move { index.follow(store.as_ref(), seen, &metrics).await }
         });
 
-        let key = match config.onion {
-            true => Some(service_key(&KeyFolder::open(&config.keys)?)?),
-            false => None,
-        };
+        let keys = config.onion.then(|| KeyFolder::open(&config.keys)).transpose()?;
+        let key = keys.as_ref().map(service_key).transpose()?;
+        // One more of the same: the onion service takes the other one with it.
+        let seal = keys.as_ref().map(service_key).transpose()?.map(|key| Seal {
+            directory: onion_reach(&key),
+            sign: Box::new(move |message| sign_as_service(&key, message)),
+        });
         let address = key.as_ref().map(onion_reach).or(config.address.clone());
         let address =
             address.ok_or_else(|| ConfigError::field("address", "must be set where onion is false"))?;
@@ -166,6 +169,7 @@ impl Directory {
             max_untested: config.max_untested,
             allow: config.tests.allow_egress.clone(),
             metrics: Arc::clone(metrics),
+            seal,
         }));
         if let Some(listen) = listen {
             tasks.spawn(serve::tcp(listen, router.clone(), serve::CLIENTS));

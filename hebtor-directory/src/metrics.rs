@@ -23,6 +23,8 @@ pub enum Event {
     Registered,
     /// An exit bridge withdrew.
     Withdrawn,
+    /// An exit bridge was told that it was seen to serve.
+    Attested,
     /// A client was given exit bridges.
     HandedOut,
     /// A client could not be given any.
@@ -32,7 +34,8 @@ pub enum Event {
 }
 
 /// Names of the events, in their order.
-const EVENTS: [&str; 5] = ["registered", "withdrawn", "handed_out", "handed_out_none", "reported"];
+const EVENTS: [&str; 6] =
+    ["registered", "withdrawn", "attested", "handed_out", "handed_out_none", "reported"];
 
 /// Counters, shared by all tasks.
 #[derive(Default)]

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use common::broken::Broken;
-use common::{Answer, Client, Running, body, cheap_terms, descriptor, identity, schema, signed, withdrawal};
+use common::{
+    Answer, Client, Running, body, cheap_terms, descriptor, identity, request, schema, signed, withdrawal,
+};
 use data_encoding::BASE64_NOPAD;
 use ed25519_dalek::Signer as _;
 use eebt_proto::descriptor::to_millis;
@@ -19,8 +21,8 @@ use eebt_proto::directory::{
     self as paths, Ask, ErrorBody, HandOut, ReachName, Registered, Report, Speed, Standing, Wishes,
 };
 use eebt_proto::{
-    BridgeDescriptor, CircuitReach, Reach, SignedDocument, Ticket, TicketTerms, UnverifiedDescriptor,
-    Withdrawal,
+    Attestation, AttestationRequest, BridgeDescriptor, CircuitReach, OnionReach, Reach, SignedDocument,
+    Ticket, TicketTerms, UnverifiedDescriptor, Withdrawal,
 };
 use hebtor_directory::store::sqlite::Sqlite;
 use hebtor_directory::store::{Cursor, Partition, Store, Test};
@@ -158,6 +160,7 @@ fn port(port: u16) -> Wishes {
 async fn the_paths_are_those_of_the_protocol() {
     let spec = Spec::new();
     let expected = [
+        (paths::ATTESTATIONS, "post"),
         (paths::DESCRIPTORS, "post"),
         (paths::EXIT_BRIDGES, "post"),
         (paths::REPORTS, "post"),
@@ -174,6 +177,7 @@ async fn every_answer_is_in_the_file_and_every_answer_of_the_file_is_given() {
     exit_bridges_register(&mut spec).await;
     descriptors_are_refused(&mut spec).await;
     withdrawals(&mut spec).await;
+    attestations(&mut spec).await;
     clients_ask(&mut spec).await;
     tickets_are_refused(&mut spec).await;
     bodies_are_refused(&mut spec).await;
@@ -302,6 +306,94 @@ async fn withdrawals(spec: &mut Spec) {
     let later = now + Duration::from_secs(1);
     let answer = spec.send(addr, "post", paths::WITHDRAWALS, &body(&withdrawal(1, later))).await;
     assert_eq!((answer.status, store.counts(now).await.unwrap().registered), (204, 0));
+}
+
+async fn attestations(spec: &mut Spec) {
+    let (store, _folder) = store();
+    let directory = Running::start(Arc::clone(&store), |_| {}).await;
+    let (addr, now) = (directory.addr, SystemTime::now());
+    let second = Duration::from_secs(1);
+    store.put(&descriptor(1, now - MINUTE), Partition::Open, now - MINUTE).await.unwrap();
+    let long = SignedDocument { document: "A".repeat(6000), ..request(1, now, None) };
+    let malformed = SignedDocument { document: BASE64_NOPAD.encode(b"{}"), ..request(1, now, None) };
+    let newer = SignedDocument { document: BASE64_NOPAD.encode(br#"{"version":2}"#), ..malformed.clone() };
+    let others = SignedDocument { signature: request(2, now, None).signature, ..request(1, now, None) };
+    let elsewhere = AttestationRequest {
+        identity: identity(1),
+        directory: OnionReach { service: identity(9) },
+        published: to_millis(now),
+        previous: None,
+    };
+    let elsewhere = elsewhere.sign(|bytes| common::key(1).sign(bytes).to_bytes());
+    for (status, code, document) in [
+        (400, "document_malformed", malformed),
+        (400, "version_unknown", newer),
+        (400, "document_stale", request(1, now - MINUTE * 200, None)),
+        (400, "document_from_future", request(1, now + MINUTE * 60, None)),
+        (403, "signature_bad", others),
+        (400, "document_malformed", withdrawal(1, now)),
+        (403, "directory_other", elsewhere),
+        (404, "exit_bridge_unknown", request(3, now, None)),
+        (409, "descriptor_replayed", request(1, now - MINUTE, None)),
+        (409, "not_serving", request(1, now, None)),
+        (413, "document_too_long", long),
+    ] {
+        spec.provoke(addr, paths::ATTESTATIONS, &body(&document), status, code).await;
+    }
+    let elsewhere = Running::start(Arc::clone(&store), |api| api.seal = None).await;
+    let asked = body(&request(1, now, None));
+    spec.provoke(elsewhere.addr, paths::ATTESTATIONS, &asked, 404, "not_offered").await;
+
+    let egress = "203.0.113.7".parse().unwrap();
+    let passed = Test { egress: Some(egress), ..tested(Standing::Serving, now) };
+    let no_more = [
+        Test { live_until: now - second, ..passed.clone() },
+        Test { egress: None, ..passed.clone() },
+        Test { standing: Standing::EgressIsShared, ..passed.clone() },
+    ];
+    for test in no_more {
+        store.note(&identity(1), &test, now).await.unwrap();
+        spec.provoke(addr, paths::ATTESTATIONS, &asked, 409, "not_serving").await;
+    }
+    store.note(&identity(1), &passed, now).await.unwrap();
+    let mut previous = None;
+    let mut from = None;
+    for published in [now, now + second] {
+        let asked = body(&request(1, published, previous));
+        let answer = spec.send(addr, "post", paths::ATTESTATIONS, &asked).await;
+        let signed: SignedDocument = serde_json::from_slice(&answer.body).unwrap();
+        spec.check(&spec.component("Attestation"), &inner(&signed));
+        let seen = Attestation::verify(&signed).unwrap();
+        assert_eq!(
+            (seen.identity, seen.egress, &seen.directory),
+            (identity(1), egress, &common::onion_address())
+        );
+        assert!(seen.until >= to_millis(now) && seen.until <= SystemTime::now());
+        assert_eq!(seen.from, *from.get_or_insert(seen.until), "the second one goes on from the first");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        previous = Some(signed);
+    }
+    // What another one signed, or what was said of another exit bridge, is no beginning.
+    let long_ago = Attestation {
+        identity: identity(1),
+        egress,
+        from: to_millis(now - MINUTE * 6000),
+        until: to_millis(now - MINUTE),
+        directory: common::onion_address(),
+    };
+    let forged = long_ago.sign(|bytes| common::key(1).sign(bytes).to_bytes());
+    let answer = spec.send(addr, "post", paths::ATTESTATIONS, &body(&request(1, now, Some(forged)))).await;
+    let seen = Attestation::verify(&serde_json::from_slice(&answer.body).unwrap()).unwrap();
+    assert_eq!(seen.from, seen.until);
+    let answer = spec.send(addr, "post", paths::WITHDRAWALS, &body(&withdrawal(1, now))).await;
+    assert_eq!(answer.status, 204);
+    let asked = body(&request(1, now + second, None));
+    spec.provoke(addr, paths::ATTESTATIONS, &asked, 409, "not_serving").await;
+}
+
+/// What is signed, as JSON.
+fn inner(signed: &SignedDocument) -> Value {
+    serde_json::from_slice(&common::document(signed)).unwrap()
 }
 
 async fn clients_ask(spec: &mut Spec) {
@@ -447,6 +539,7 @@ async fn the_store_is_broken(spec: &mut Spec) {
     for (path, body) in [
         (paths::DESCRIPTORS, body(&signed(&new, 1))),
         (paths::WITHDRAWALS, body(&withdrawal(1, now))),
+        (paths::ATTESTATIONS, body(&request(1, now, None))),
         (paths::REPORTS, report),
     ] {
         let answer = spec.provoke(addr, path, &body, 503, "store_unavailable").await;
@@ -560,7 +653,6 @@ async fn the_examples_are_real() {
     let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_796_126_400); // 2026-12-01T12:00:00Z
     let registration: SignedDocument =
         serde_json::from_value(example(paths::DESCRIPTORS, "post", "golden")).unwrap();
-    let inner = |signed: &SignedDocument| serde_json::from_slice(&common::document(signed)).unwrap();
     spec.check(&spec.component("Descriptor"), &inner(&registration));
     let said = UnverifiedDescriptor::parse(&registration).unwrap().verify(noon).unwrap();
     assert_eq!(*said.identity(), ed25519_dalek::SigningKey::from_bytes(&[1; 32]).verifying_key().to_bytes());
@@ -568,6 +660,21 @@ async fn the_examples_are_real() {
         serde_json::from_value(example(paths::WITHDRAWALS, "post", "golden")).unwrap();
     spec.check(&spec.component("Withdrawal"), &inner(&withdrawn));
     assert_eq!(Withdrawal::verify(&withdrawn, noon + MINUTE * 30).unwrap().identity, *said.identity());
+
+    let asked: SignedDocument =
+        serde_json::from_value(example(paths::ATTESTATIONS, "post", "golden")).unwrap();
+    spec.check(&spec.component("AttestationRequest"), &inner(&asked));
+    let two_hours_later = noon + MINUTE * 120;
+    let request = AttestationRequest::verify(&asked, two_hours_later).unwrap();
+    assert_eq!((request.identity, request.directory), (*said.identity(), common::onion_address()));
+    let answers = &spec.file["paths"][paths::ATTESTATIONS]["post"]["responses"]["200"]["content"];
+    let answer = answers["application/json"]["examples"]["golden"]["value"].clone();
+    let answer: SignedDocument = serde_json::from_value(answer).unwrap();
+    spec.check(&spec.component("Attestation"), &inner(&answer));
+    let seen = Attestation::verify(&answer).unwrap();
+    assert_eq!((seen.identity, seen.until), (*said.identity(), two_hours_later));
+    let alone = Attestation { from: seen.until, ..seen.clone() };
+    assert_eq!(alone.extending(&request.previous.unwrap()), seen);
 
     // Tickets: accepted by a directory with the terms of the example.
     let terms = &spec.file["paths"][paths::TICKET_TERMS]["get"]["responses"]["200"]["content"];
@@ -590,10 +697,13 @@ async fn the_examples_are_real() {
     let report = example(paths::REPORTS, "post", "golden");
     assert_eq!(client.post(paths::REPORTS, &body(&report)).await.status, 204);
     // The clock says something else than the documents, and nothing else is wrong with them.
-    for (path, document) in [(paths::DESCRIPTORS, registration), (paths::WITHDRAWALS, withdrawn)] {
+    for (path, document) in
+        [(paths::DESCRIPTORS, registration), (paths::WITHDRAWALS, withdrawn), (paths::ATTESTATIONS, asked)]
+    {
         let code = client.post(path, &body(&document)).await.code().unwrap_or_default();
         assert!(
-            ["document_stale", "document_from_future", "exit_bridge_unknown", ""].contains(&code.as_str()),
+            ["document_stale", "document_from_future", "exit_bridge_unknown", "not_serving", ""]
+                .contains(&code.as_str()),
             "{code}"
         );
     }

@@ -90,6 +90,7 @@ behaviours![
     a_line_that_changed_during_a_test_is_tested_again,
     only_an_old_test_is_hurried,
     a_result_is_kept_in_all_its_fields,
+    whatever_is_kept_is_found,
     a_result_for_the_withdrawn_or_unknown_changes_nothing,
     an_egress_address_has_one_holder_while_it_is_live,
     an_egress_address_is_free_when_its_holder_is_not_live_any_more,
@@ -525,9 +526,23 @@ async fn a_result_is_kept_in_all_its_fields(database: Database) {
         };
         assert_eq!(store.note(&id(1), &test, now).await.unwrap(), Noted::Kept);
         let (cursor, record) = all(&store).await.remove(0);
-        assert_eq!((cursor.at, record.test), (now, test));
         assert_eq!(record.line, descriptor(1, at(0)).line);
+        assert_eq!(store.find(&id(1)).await.unwrap().as_ref(), Some(&record));
+        assert_eq!((cursor.at, record.test), (now, test));
     }
+}
+
+async fn whatever_is_kept_is_found(database: Database) {
+    let store = database.open().await;
+    assert!(store.find(&id(1)).await.unwrap().is_none());
+    live(&store, 1, Partition::Private, at(0)).await;
+    put(&store, 2, at(0)).await;
+    store.withdraw(&id(2), at(1), at(1)).await.unwrap();
+    for n in [1, 2] {
+        let found = store.find(&id(n)).await.unwrap().unwrap();
+        assert_eq!((found.withdrawn, found == record(&store, n).await), (n == 2, true));
+    }
+    assert!(store.find(&id(3)).await.unwrap().is_none());
 }
 
 async fn a_result_for_the_withdrawn_or_unknown_changes_nothing(database: Database) {
@@ -682,7 +697,6 @@ async fn the_valid_and_not_withdrawn_are_counted(database: Database) {
     claim(&store, 10, at(3)).await;
     store.note(&id(2), &serving(2, at(4)), at(4)).await.unwrap();
     assert_eq!(untested(at(HOUR)).await, 1);
-    assert!(store.knows(&id(2)).await.unwrap() && !store.knows(&id(7)).await.unwrap());
     store.withdraw(&id(3), at(3), at(3)).await.unwrap();
     assert_eq!(registered(at(HOUR)).await, 1);
     assert_eq!(registered(at(HOUR + 1)).await, 0);

@@ -204,8 +204,8 @@ pub trait Store: Send + Sync {
     /// and are kept are due for no test any more. How many were forgotten?
     async fn expire(&self, now: SystemTime) -> Result<u64>;
 
-    /// Is something of this identity kept?
-    async fn knows(&self, identity: &Identity) -> Result<bool>;
+    /// What is kept of this identity, also if it has expired or withdrew.
+    async fn find(&self, identity: &Identity) -> Result<Option<Record>>;
 
     /// How many exit bridges there are at `now`.
     async fn counts(&self, now: SystemTime) -> Result<Counts>;

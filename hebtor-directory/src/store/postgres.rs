@@ -386,11 +386,11 @@ impl Store for Postgres {
         .await
     }
 
-    async fn knows(&self, identity: &Identity) -> Result<bool> {
+    async fn find(&self, identity: &Identity) -> Result<Option<Record>> {
         bounded("cannot look for an exit bridge", async {
             let client = self.pool.get().await?;
-            let count: i64 = value(&client, sql::IS_KNOWN, &[&identity.as_slice()]).await?;
-            Ok(count > 0)
+            let rows = query(&client, sql::FIND, &[&identity.as_slice()]).await?;
+            rows.first().map(|row| Ok(raw(row)?.try_into()?)).transpose()
         })
         .await
     }

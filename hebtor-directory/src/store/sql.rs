@@ -99,6 +99,7 @@ UPDATE bridges SET withdrawn = 1, published = $2, live_until = 0, egress = NULL,
     next_test = 253402300800000, changed = $3
 WHERE identity = $1 AND published < $2";
 pub const IS_KNOWN: &str = "SELECT COUNT(*) FROM bridges WHERE identity = $1";
+pub const FIND: &str = "SELECT {RECORD} FROM bridges WHERE identity = $1";
 
 /// limit, now, until. Those who passed before come first: a flood of new ones can't keep them from being
 /// tested in time. Materialized, or PostgreSQL may look more than once and take more than the limit.

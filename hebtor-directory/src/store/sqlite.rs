@@ -104,19 +104,6 @@ impl Sqlite {
     ) -> Result<usize> {
         self.with(doing, move |c| Ok(c.prepare_cached(&statement(text))?.execute(params)?)).await
     }
-
-    /// Runs one query whose answer is a number.
-    async fn number<P: Params + Send + 'static>(
-        &self,
-        doing: &'static str,
-        text: &'static str,
-        params: P,
-    ) -> Result<u64> {
-        let number = move |c: &mut Connection| {
-            Ok(c.prepare_cached(&statement(text))?.query_row(params, |row| row.get::<_, i64>(0))?)
-        };
-        Ok(u64::try_from(self.with(doing, number).await?).unwrap_or_default())
-    }
 }
 
 fn raw(row: &Row<'_>) -> rusqlite::Result<RawRecord> {
@@ -280,8 +267,13 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn knows(&self, identity: &Identity) -> Result<bool> {
-        Ok(self.number("cannot look for an exit bridge", sql::IS_KNOWN, [*identity]).await? > 0)
+    async fn find(&self, identity: &Identity) -> Result<Option<Record>> {
+        let identity = *identity;
+        self.with("cannot look for an exit bridge", move |c| {
+            let found = c.prepare_cached(&statement(sql::FIND))?.query_row([identity], raw).optional()?;
+            Ok(found.map(Record::try_from).transpose()?)
+        })
+        .await
     }
 
     async fn set_pool(&self, name: &str, size: u32) -> Result<()> {

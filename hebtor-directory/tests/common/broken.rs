@@ -43,7 +43,7 @@ impl Store for Broken {
     async fn expire(&self, _: SystemTime) -> StoreResult<u64> {
         broken()
     }
-    async fn knows(&self, _: &Identity) -> StoreResult<bool> {
+    async fn find(&self, _: &Identity) -> StoreResult<Option<Record>> {
         broken()
     }
     async fn counts(&self, _: SystemTime) -> StoreResult<Counts> {

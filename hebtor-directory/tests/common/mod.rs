@@ -14,9 +14,10 @@ use data_encoding::BASE64_NOPAD;
 use ed25519_dalek::{Signer as _, SigningKey};
 use eebt_proto::descriptor::to_millis;
 use eebt_proto::{
-    BridgeDescriptor, BridgeLine, OnionReach, PortSet, Reach, SignedDocument, TicketTerms, Withdrawal,
+    AttestationRequest, BridgeDescriptor, BridgeLine, OnionReach, PortSet, Reach, SignedDocument,
+    TicketTerms, Withdrawal,
 };
-use hebtor_directory::api::{self, Api};
+use hebtor_directory::api::{self, Api, Seal};
 use hebtor_directory::config::HandOutConfig;
 use hebtor_directory::door::Door;
 use hebtor_directory::index::Index;
@@ -46,6 +47,16 @@ pub fn cheap_terms() -> TicketTerms {
         bits: 4,
         days: u32::MAX,
     }
+}
+
+/// The key of the directories here.
+pub fn directory_key() -> SigningKey {
+    SigningKey::from_bytes(&[2; 32])
+}
+
+/// Their onion address.
+pub fn onion_address() -> OnionReach {
+    OnionReach { service: directory_key().verifying_key().to_bytes() }
 }
 
 /// Who lets tickets in by these terms.
@@ -79,6 +90,10 @@ impl Running {
             max_untested: 1000,
             allow: Vec::new(),
             metrics: Arc::new(Metrics::default()),
+            seal: Some(Seal {
+                directory: onion_address(),
+                sign: Box::new(|bytes| directory_key().sign(bytes).to_bytes()),
+            }),
         };
         change(&mut api);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -245,6 +260,14 @@ pub fn signed(descriptor: &BridgeDescriptor, n: u32) -> SignedDocument {
 pub fn withdrawal(n: u32, published: SystemTime) -> SignedDocument {
     let withdrawal = Withdrawal { identity: identity(n), published: to_millis(published) };
     withdrawal.sign(|bytes| key(n).sign(bytes).to_bytes())
+}
+
+/// A request for an attestation of the directories here, signed by exit bridge `n`.
+pub fn request(n: u32, published: SystemTime, previous: Option<SignedDocument>) -> SignedDocument {
+    let published = to_millis(published);
+    let request =
+        AttestationRequest { identity: identity(n), directory: onion_address(), published, previous };
+    request.sign(|bytes| key(n).sign(bytes).to_bytes())
 }
 
 /// Any bytes as a descriptor's document, with a signature of exit bridge `n` that is good.
