@@ -5,15 +5,16 @@
 # make demo-onion   the same for a client that knows only an exit-bridge directory
 # make demo-cloud   the same with exit bridges in an emulated cloud, booted as guests
 # make demo-ctor   the same for people who keep their own C tor, patched or not
-# make deb    the client's Debian package, in target/debian
+# make demo-volunteer   a home lends its idle address, from consent to the end, in a virtual display
+# make deb    Debian packages of the client and of the volunteer's app, in target/debian
 # make demo-auto    a browser loads a page of which one part is refused to Tor, with nothing chosen
 
 CARGO ?= cargo
 PROFILE := --release
 # Programs that only tests need.
-TEST_NEEDS := firefox-esr chromium certutil torsocks wget sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze nft ip moto prism
+TEST_NEEDS := firefox-esr chromium certutil torsocks wget sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze nft ip moto prism Xvfb xdotool dbus-daemon dbusmock
 
-.PHONY: build setup demo demo-onion demo-auto demo-cloud demo-ctor deb test test-chutney has-chutney e2e bench lint fmt clean
+.PHONY: build setup demo demo-onion demo-auto demo-cloud demo-ctor demo-volunteer deb test test-chutney has-chutney e2e bench lint fmt clean
 
 build: setup
 	$(CARGO) build $(PROFILE) --workspace --bins
@@ -40,9 +41,14 @@ demo-cloud: build
 demo-ctor: build
 	@./deploy/demo-ctor
 
+demo-volunteer: build
+	@./deploy/setup chromium Xvfb xdotool
+	@./deploy/demo-volunteer
+
 deb: build
 	@./deploy/setup dpkg-shlibdeps
-	@./deploy/deb
+	@./deploy/deb target/debian eebt-client
+	@./deploy/deb target/debian hebtor-volunteer
 
 # Always the whole workspace, so that every command sees the same features and nothing is built twice.
 test: build

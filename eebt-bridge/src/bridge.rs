@@ -140,7 +140,8 @@ impl ExitBridge {
             true => Some(listen(&config).await?),
             false => None,
         };
-        let ours = listener.iter().map(|(_, addr)| addr.ip()).chain(config.egress_address).collect();
+        let ours = listener.iter().map(|(_, addr)| addr.ip());
+        let ours = ours.chain(config.egress_address).chain(config.own_addresses.iter().copied()).collect();
         let consensus = Arc::new(Consensus::new(Arc::clone(&provider), config.allow_ingress.clone(), ours));
         let egress = Arc::new(Egress::new(
             config.exit_policy(),

@@ -43,6 +43,8 @@ pub struct Config {
     pub pid_file: Option<PathBuf>,
     /// Exit-bridge directories to register with, by onion address: clients find it there.
     pub directories: Vec<OnionReach>,
+    /// Whether directories are asked for signed statements of when this exit bridge served.
+    pub attest: bool,
     /// Country of the egress address, as two letters; for directories that can't tell by themselves.
     pub country: Option<Country>,
     /// How long the exit bridge lives, from its start; a day where `expires` says nothing either.
@@ -59,6 +61,8 @@ pub struct Config {
     pub policy: PortSet,
     /// Special-use ranges that are opened all the same. For test networks only.
     pub allow_egress: Vec<IpNet>,
+    /// Addresses of this machine that it does not see itself, such as the public one of a NAT: never targets.
+    pub own_addresses: Vec<IpAddr>,
     /// Hosts that are open, for programs that embed an exit bridge.
     #[serde(skip)]
     pub hosts: HostRules,
@@ -108,12 +112,14 @@ impl Default for Config {
             status: None,
             pid_file: None,
             directories: Vec::new(),
+            attest: false,
             country: None,
             lifetime: None,
             expires: None,
             drain: Duration::from_secs(30),
             policy: PortSet::web(),
             allow_egress: Vec::new(),
+            own_addresses: Vec::new(),
             hosts: HostRules::default(),
             allow_ingress: Vec::new(),
             resolver: Vec::new(),

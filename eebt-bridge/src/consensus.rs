@@ -103,7 +103,7 @@ impl Surroundings for Consensus {
 }
 
 /// Addresses of this machine's interfaces.
-pub(crate) fn own_addresses() -> HashSet<IpAddr> {
+pub fn own_addresses() -> HashSet<IpAddr> {
     let interfaces = match nix::ifaddrs::getifaddrs() {
         Ok(interfaces) => interfaces,
         Err(error) => {

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use derive_deftly::Deftly;
 use eebt_proto::limits::MAX_LIFETIME;
 use eebt_proto::{CircuitReach, OnionReach};
-use eebt_tor::{KeyFolder, KeyFolderError, onion_reach, service_key};
+use eebt_tor::{KeyFolder, KeyFolderError, onion_reach, service_key, sign_as_service};
 use tor_basic_utils::rand_hostname::random_hostname;
 use tor_cert::x509::TlsKeyAndCert;
 use tor_hscrypto::pk::HsIdKeypair;
@@ -145,7 +145,7 @@ impl BridgeKeys {
     pub fn sign(&self, reach: ReachKind, message: &[u8]) -> [u8; 64] {
         match reach {
             ReachKind::Circuit => self.identity.sign(message).to_bytes(),
-            ReachKind::Onion => AsRef::<ExpandedKeypair>::as_ref(&self.service).sign(message).to_bytes(),
+            ReachKind::Onion => sign_as_service(&self.service, message),
         }
     }
 

@@ -3,6 +3,7 @@
 //! Counters are few and of all clients together; they are rounded, so that none of them shows when
 //! one client came or how much it fetched.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,8 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
+use eebt_proto::SignedDocument;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// Counters are rounded up to a multiple of this.
@@ -53,10 +56,11 @@ pub struct Status {
     directories: AtomicU64,
     clients: AtomicU64,
     clients_met: AtomicU64,
+    attestations: watch::Sender<BTreeMap<usize, SignedDocument>>,
 }
 
 /// What was counted so far, unrounded: for the owner's own eyes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Bytes to targets.
     pub up: u64,
@@ -85,6 +89,7 @@ impl Default for Status {
             directories: AtomicU64::new(0),
             clients: AtomicU64::new(0),
             clients_met: AtomicU64::new(0),
+            attestations: watch::Sender::default(),
         }
     }
 }
@@ -119,6 +124,17 @@ impl Status {
     /// How many exit-bridge directories hand us out.
     pub(crate) fn set_directories(&self, n: u64) {
         self.directories.store(n, Ordering::Relaxed);
+    }
+
+    /// What a directory said last of when we served.
+    pub(crate) fn set_attestation(&self, directory: usize, attestation: SignedDocument) {
+        self.attestations.send_modify(|all| drop(all.insert(directory, attestation)));
+    }
+
+    /// What each directory, by its number, said last of when we served, and its changes: attestations that were
+    /// verified. The last ones come while it drains.
+    pub fn attestations(&self) -> watch::Receiver<BTreeMap<usize, SignedDocument>> {
+        self.attestations.subscribe()
     }
 
     /// A client was met, and is there until the result is dropped.

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
 use crate::connect::{Connector, Group};
-use crate::https::{Https, fetch};
+use eebt_tor::{Https, fetch};
 use crate::route::normal;
 
 /// The list that comes with the program.

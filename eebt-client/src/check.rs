@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer};
 use tokio::time::timeout;
 
 use crate::blocked::Answer;
-use crate::https::Https;
+use eebt_tor::Https;
 use crate::{Config, RunError, probe};
 
 /// How many paths are tried to one exit bridge, and how long all of them may take.

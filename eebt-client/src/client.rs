@@ -21,7 +21,7 @@ use crate::circuits::Circuits;
 use crate::config::{Config, parse_bridge_lines};
 use crate::connect::Connector;
 use crate::find::Finder;
-use crate::https::Https;
+use eebt_tor::Https;
 use crate::listen;
 use crate::page::Page;
 use crate::probe;

@@ -26,7 +26,7 @@ use crate::blockers::Blockers;
 use crate::bridges::{BridgeId, Bridges, Now, Source};
 use crate::choices::Choices;
 use crate::circuits::{Circuit, Circuits};
-use crate::https;
+use crate::hello;
 use crate::route::{Mode, Route, Rule, is_onion, normal, route};
 use crate::verdicts::Verdicts;
 use crate::visits::{Visits, Way};
@@ -371,7 +371,7 @@ impl Connector {
         }
         if let (None, Some(&TLS_HANDSHAKE), Some(seen)) =
             (&settled.exit_bridge, settled.got.first(), &self.tls_seen)
-            && https::offers_http(&sent)
+            && hello::offers_http(&sent)
         {
             let _too_many_wait = seen.try_send(Seen { group: group.clone(), host: normal(host), port });
         }

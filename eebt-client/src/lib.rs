@@ -25,7 +25,7 @@ pub mod client;
 pub mod config;
 pub mod connect;
 pub mod find;
-mod https;
+mod hello;
 pub mod listen;
 pub mod page;
 mod probe;

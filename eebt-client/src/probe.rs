@@ -15,7 +15,7 @@ use tor_proto::client::stream::DataStream;
 
 use crate::blocked::{Answer, Reason, judge_probe};
 use crate::connect::{Connector, Group, Seen};
-use crate::https::Https;
+use eebt_tor::Https;
 
 /// How often a host is asked, at most, while this program runs.
 const EVERY: Duration = Duration::from_secs(24 * 3600);

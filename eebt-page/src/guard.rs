@@ -5,6 +5,7 @@
 //! | `Host` is not ours, absent, or there are several | 403, says nothing | DNS rebinding: a site's name that leads here |
 //! | no token, or a wrong one | 404, says how to find the page | other users of the machine; sites that guess |
 //! | `Sec-Fetch-Site` says that another site asks | 403 | links, images and frames of sites that learned the token |
+//! | GET of the entrance, which only leads on | let in from anywhere | |
 //! | neither GET, HEAD nor POST | 405 | |
 //! | POST whose `Origin` is another's | 403 | forms of other sites |
 //! | POST with `Origin: null` or none, not vouched for by `Sec-Fetch-Site: same-origin` | 403 | forms in sandboxes |
@@ -15,6 +16,7 @@
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use crate::ENTRANCE;
 use crate::place::Place;
 
 /// Sent with every answer.
@@ -78,6 +80,8 @@ pub(crate) fn check<B>(place: &Place, request: &Request<B>) -> Result<(), Refusa
         false => None,
     };
     match *request.method() {
+        // What brings a browser here from a file of ours: it shows nothing and does nothing, but lead on.
+        Method::GET if said.split_once('/').is_some_and(|(_, rest)| rest == ENTRANCE) => Ok(()),
         // "none": typed, a bookmark, another program.
         Method::GET | Method::HEAD if matches!(site, None | Some("same-origin" | "none")) => Ok(()),
         Method::POST if is_own_form(headers, site, ours) => Ok(()),
@@ -201,6 +205,15 @@ mod tests {
         ] {
             assert_eq!(ask(method, "/TOKEN/", fields), Err(Refusal::Site), "{method} {fields:?}");
         }
+    }
+
+    #[test]
+    fn the_entrance_is_open_to_whoever_has_the_token() {
+        let other = ("sec-fetch-site", "cross-site");
+        assert_eq!(ask("GET", "/TOKEN/enter", &[HOST, other]), Ok(()));
+        assert_eq!(ask("POST", "/TOKEN/enter", &[HOST, other]), Err(Refusal::Site));
+        assert_eq!(ask("GET", "/TOKEN/enter/", &[HOST, other]), Err(Refusal::Site));
+        assert_eq!(ask("GET", "/wrong/enter", &[HOST, other]), Err(Refusal::Token));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::header;
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{Html, IntoResponse as _, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use place::{Kept, Place};
-pub use place::{PlaceError, find};
+pub use place::{PlaceError, entrance, find};
 
 /// Connections at once. A browser opens six.
 const CONNECTIONS: usize = 32;
@@ -39,6 +39,9 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Longest form that is read, in bytes.
 const MAX_FORM: usize = 4 * 1024;
+
+/// Where a browser comes in that was given a file and not an address; it leads on to the page.
+const ENTRANCE: &str = "enter";
 
 /// How all pages look; light and dark.
 pub const STYLE: &str = include_str!("style.css");
@@ -92,6 +95,8 @@ impl LocalPage {
         let Self { listener, place, kept: _kept, how } = self;
         let style =
             get(async move || ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], [STYLE, more].concat()));
+        let enter = get(async || Html("<!DOCTYPE html><meta http-equiv=\"refresh\" content=\"0; url=./\">"));
+        let inside = inside.route(&format!("/{ENTRANCE}"), enter);
         let inside = inside.route("/style.css", style).layer(DefaultBodyLimit::max(MAX_FORM));
         let place = Arc::new(place);
         let router =

@@ -10,10 +10,13 @@ use std::path::{Path, PathBuf};
 
 use subtle::ConstantTimeEq as _;
 
-use crate::private_file;
+use crate::{ENTRANCE, private_file};
 
 /// The file's name in the state folder.
 const FILE: &str = "page.url";
+
+/// Beside it, the file that leads a browser there.
+const ENTRANCE_FILE: &str = "page.html";
 
 /// Longest address that is read, in bytes.
 const MAX_URL: u64 = 200;
@@ -34,6 +37,14 @@ pub enum PlaceError {
         program: &'static str,
         /// The state folder.
         dir: PathBuf,
+    },
+    /// The file that leads there can't be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// The file can't be read.
     #[error("cannot read {}", path.display())]
@@ -99,9 +110,24 @@ impl Drop for Kept {
     fn drop(&mut self) {
         // Another one may have put its own there.
         if std::fs::read_to_string(&self.path).is_ok_and(|url| url == self.url) {
+            let _gone = std::fs::remove_file(self.path.with_file_name(ENTRANCE_FILE));
             let _gone = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// A file that leads a browser to the page of the `program` that runs with this state folder. Programs are told of a file by
+/// arguments, which others on the machine can see, and so not of the address itself.
+///
+/// # Errors
+/// See [`PlaceError`].
+pub fn entrance(state_dir: &Path, program: &'static str) -> Result<PathBuf, PlaceError> {
+    let url = find(state_dir, program)?;
+    let path = state_dir.join(ENTRANCE_FILE);
+    // The address has neither quotes nor angle brackets: we made it.
+    let page = format!("<!DOCTYPE html><meta http-equiv=\"refresh\" content=\"0; url={url}{ENTRANCE}\">\n");
+    private_file::write(&path, page.as_bytes()).map_err(|source| PlaceError::Write { path: path.clone(), source })?;
+    Ok(path)
 }
 
 /// The address of the page of the `program` that runs with this state folder.

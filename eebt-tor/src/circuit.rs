@@ -123,11 +123,13 @@ impl Paths {
     /// # Errors
     /// See [`CircuitError`].
     pub async fn build(&self, reach: &Reach, path: PathKind) -> Result<Circuit, CircuitError> {
-        let tunnel = match reach {
-            Reach::Circuit(reach) => self.extended(&circ_target(reach)?, path).await?,
-            Reach::Onion(reach) => Tunnel::Onion(self.onions.circuit(reach.service, path).await?),
-        };
-        Ok(Circuit { tunnel: Arc::new(tunnel) })
+        match reach {
+            Reach::Circuit(reach) => {
+                let tunnel = self.extended(&circ_target(reach)?, path).await?;
+                Ok(Circuit { tunnel: Arc::new(tunnel) })
+            }
+            Reach::Onion(reach) => Ok(self.onions.exit_bridge(reach.service, path).await?),
+        }
     }
 
     /// Asks a circuit exit bridge, or any relay that is in no consensus, for its server descriptor (dir-spec, "Server
@@ -216,6 +218,10 @@ fn circ_target(reach: &CircuitReach) -> Result<OwnedCircTarget, CircuitError> {
 }
 
 impl Circuit {
+    pub(crate) fn onion(tunnel: Arc<ClientOnionServiceDataTunnel>) -> Self {
+        Self { tunnel: Arc::new(Tunnel::Onion(tunnel)) }
+    }
+
     /// Is it the same circuit as `other`?
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.tunnel, &other.tunnel)

@@ -22,7 +22,7 @@ use tor_netdir::{NetDir, Relay, Timeliness};
 use tor_relay_selection::{RelayExclusion, RelaySelectionConfig, RelayUsage};
 
 use crate::circuit::{self, CircuitError};
-use crate::{PathKind, TorRuntime, hops};
+use crate::{Circuit, PathKind, TorRuntime, hops};
 
 /// How long one try to reach a service of our own may take, and the pause after one that failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -129,6 +129,14 @@ impl OnionConnector {
         };
         let tunnel = connector.get_or_launch_tunnel(&netdir, service.into(), keys, isolation);
         Ok(tunnel.await?)
+    }
+
+    /// The same, as a circuit that ends at an exit bridge.
+    ///
+    /// # Errors
+    /// See [`OnionError`].
+    pub async fn exit_bridge(&self, service: [u8; 32], path: PathKind) -> Result<Circuit, OnionError> {
+        Ok(Circuit::onion(self.circuit(service, path).await?))
     }
 
     /// Waits until a circuit to `service`, one of our own, could be made as a client makes it: Arti's

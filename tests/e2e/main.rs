@@ -24,6 +24,7 @@ mod selftest;
 mod strangers;
 mod table;
 mod tls;
+mod volunteer;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -180,6 +181,7 @@ fn main() {
     privacy::cases(&mut suite);
     bad_input::cases(&mut suite);
     fleet::cases(&mut suite);
+    volunteer::cases(&mut suite);
 
     let conclusion = libtest_mimic::run(&args, suite.cases);
     let mut took = suite.took.lock().unwrap();

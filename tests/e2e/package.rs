@@ -12,8 +12,9 @@ use crate::Suite;
 
 pub fn cases(suite: &mut Suite) {
     unit_cases(suite);
+    app_case(suite);
     suite.case("the Debian package is the same each time, and its unit runs the client", async |lab| {
-        let (one, two) = (package(lab).await?, package(lab).await?);
+        let (one, two) = (package(lab, "eebt-client").await?, package(lab, "eebt-client").await?);
         let sum = |path: &Path| std::fs::read(path).map(sha2::Sha256::digest);
         ensure!(sum(&one)? == sum(&two)?, "another package each time");
 
@@ -60,6 +61,28 @@ pub fn cases(suite: &mut Suite) {
     });
 }
 
+/// The volunteer's app, as a package manager takes it apart.
+fn app_case(suite: &mut Suite) {
+    suite.case("the Debian package of the volunteer's app has all that a desktop looks for", async |lab| {
+        let (made, root) = (package(lab, "hebtor-volunteer").await?, lab.folder("root"));
+        done(Command::new("dpkg-deb").arg("-x").arg(&made).arg(&root)).await?;
+        let entry = std::fs::read_to_string(root.join("usr/share/applications/hebtor-volunteer.desktop"))?;
+        let value = |key: &str| {
+            let found = entry.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            found.with_context(|| format!("no {key}"))
+        };
+        let said = done(Command::new(root.join("usr/bin").join(value("Exec")?)).arg("--version")).await?;
+        ensure!(String::from_utf8_lossy(&said.stdout).starts_with("hebtor-volunteer "), "{said:?}");
+        let icon = format!("usr/share/icons/hicolor/scalable/apps/{}.svg", value("Icon")?);
+        ensure!(root.join(icon).exists());
+        // Nothing that starts by itself: nothing runs before the owner agreed.
+        for place in ["etc/xdg/autostart", "usr/lib/systemd"] {
+            ensure!(!root.join(place).exists(), "{place}");
+        }
+        Ok(())
+    });
+}
+
 /// The units in `deploy/` that start a program of ours are good ones.
 fn unit_cases(suite: &mut Suite) {
     suite.case("units of services are understood by systemd", async |lab| {
@@ -97,13 +120,13 @@ fn unit_cases(suite: &mut Suite) {
     });
 }
 
-async fn package(lab: &Lab) -> anyhow::Result<PathBuf> {
+async fn package(lab: &Lab, name: &str) -> anyhow::Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/deb");
     let programs = binary("eebt-client");
     let target = programs.ancestors().nth(2).context("a target folder")?;
     let out = lab.folder("deb");
     let made = done(
-        Command::new(script).arg(&out).env("CARGO_TARGET_DIR", target).env("SOURCE_DATE_EPOCH", "1700000000"),
+        Command::new(script).arg(&out).arg(name).env("CARGO_TARGET_DIR", target).env("SOURCE_DATE_EPOCH", "1700000000"),
     )
     .await?;
     Ok(String::from_utf8_lossy(&made.stdout).trim().into())

@@ -198,6 +198,12 @@ impl Chromium {
 
     /// Clicks on what is `selector`, and waits for the page that comes of it.
     pub async fn click(&mut self, selector: &str) -> anyhow::Result<()> {
+        self.tick(selector).await?;
+        self.loaded().await
+    }
+
+    /// Clicks on what leads to no other page, such as a box to be ticked.
+    pub async fn tick(&mut self, selector: &str) -> anyhow::Result<()> {
         let node = self.node(selector).await?;
         self.call("DOM.scrollIntoViewIfNeeded", json!({"nodeId": node})).await?;
         let quads = self.call("DOM.getContentQuads", json!({"nodeId": node})).await?;
@@ -209,7 +215,7 @@ impl Chromium {
             let click = json!({"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1});
             self.call("Input.dispatchMouseEvent", click).await?;
         }
-        self.loaded().await
+        Ok(())
     }
 
     /// Presses and releases a key: `Tab`, or `Enter`.

@@ -1,4 +1,4 @@
-//! HTTPS requests of the client's own, over streams that Tor or an exit bridge carries.
+//! HTTPS requests of a program's own, over streams that Tor, an exit bridge or nobody carries.
 
 use std::io;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use tokio_rustls::client::TlsStream;
 
 /// Makes TLS connections that trust what this machine trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` are heeded).
 #[derive(Clone)]
-pub(crate) struct Https(TlsConnector);
+pub struct Https(TlsConnector);
 
 /// Why a page was not fetched. Carries no address.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum FetchError {
+pub enum FetchError {
     /// TLS, or the stream below it.
     #[error("no connection: {0}")]
     Stream(#[from] io::Error),
@@ -39,7 +39,7 @@ impl Https {
     ///
     /// # Errors
     /// There are none, or TLS cannot be set up.
-    pub(crate) fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let found = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
         let (taken, _left_out) = roots.add_parsable_certificates(found.certs);
@@ -59,7 +59,7 @@ impl Https {
     ///
     /// # Errors
     /// The stream broke, or the certificate is not for `host`.
-    pub(crate) async fn connect<S>(&self, host: &str, stream: S) -> io::Result<TlsStream<S>>
+    pub async fn connect<S>(&self, host: &str, stream: S) -> io::Result<TlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -68,24 +68,11 @@ impl Https {
     }
 }
 
-/// Whether the program that begins a TLS handshake so wants to speak HTTP (ALPN, RFC 7301): not mail, say.
-pub(crate) fn offers_http(mut client_hello: &[u8]) -> bool {
-    let mut acceptor = rustls::server::Acceptor::default();
-    while !client_hello.is_empty() && acceptor.read_tls(&mut client_hello).is_ok_and(|read| read > 0) {
-        if let Ok(Some(accepted)) = acceptor.accept() {
-            let hello = accepted.client_hello();
-            let mut offered = hello.alpn().into_iter().flatten();
-            return offered.any(|protocol| protocol == b"h2" || protocol == b"http/1.1");
-        }
-    }
-    false
-}
-
 /// GET on a stream that is ready for HTTP: the body, of at most `max` bytes.
 ///
 /// # Errors
 /// See [`FetchError`]; any status but 200 is one.
-pub(crate) async fn fetch<S>(stream: S, uri: &Uri, max: usize) -> Result<Bytes, FetchError>
+pub async fn fetch<S>(stream: S, uri: &Uri, max: usize) -> Result<Bytes, FetchError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -105,41 +92,4 @@ where
         return Err(FetchError::Status(status));
     }
     Ok(body.map_err(FetchError::Body)?.to_bytes())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What a program says first that offers these protocols.
-    fn client_hello(protocols: &[&str]) -> Vec<u8> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let mut config = config.unwrap().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
-        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        let name = ServerName::try_from("mail.example").unwrap();
-        let mut hello = Vec::new();
-        let mut tls = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-        tls.write_tls(&mut hello).unwrap();
-        hello
-    }
-
-    #[test]
-    fn programs_that_want_no_http_are_known() {
-        for (protocols, http) in [
-            (&["h2", "http/1.1"][..], true),
-            (&["http/1.1"], true),
-            (&["imap"], false),
-            (&["http/1.0"], false),
-            (&[], false),
-        ] {
-            assert_eq!(offers_http(&client_hello(protocols)), http, "{protocols:?}");
-        }
-        let hello = client_hello(&["h2"]);
-        for cut in [0, 1, 5, 60, hello.len() - 1] {
-            assert!(!offers_http(&hello[..cut]), "{cut} bytes");
-        }
-        assert!(!offers_http(b"GET / HTTP/1.1\r\n\r\n"));
-        assert!(!offers_http(&[22, 3, 1, 0xFF, 0xFF, 1, 0xFF, 0xFF, 0xFF]));
-    }
 }

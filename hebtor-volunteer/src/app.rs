@@ -1,0 +1,587 @@
+//! The app: what it knows, and the loop that starts and ends the exit bridge.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use eebt_bridge::status::Totals;
+use eebt_page::forms::Last;
+use eebt_proto::Attestation;
+use jiff::{Timestamp, Zoned};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::checkup::{Checkups, Health};
+use crate::config::Config;
+use crate::engine::{Engine, EngineError, Rates, Start, Tried};
+use crate::health::Question;
+use crate::log::Log;
+use crate::machine::{self, MachineError};
+use crate::page::Said;
+use crate::receipt::Receipt;
+use crate::rules::{Decision, Governor, Reason, Standing};
+use crate::served::{Served, ServedError};
+use crate::settings::{Settings, SettingsError, Switch};
+use crate::sources::Facts;
+use crate::usage::{Day, ON_THE_LINE, Usage, UsageError};
+
+/// How often it looks and decides.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How often what was carried is written, and for how long ahead.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
+const AHEAD: Duration = Duration::from_secs(15);
+
+/// Pauses after an exit bridge that ended by itself: the first one, doubled with each in a row, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
+/// Serving for so long makes up for earlier failures.
+const WORKED: Duration = Duration::from_secs(60);
+
+/// When nothing may move any more.
+const STOPPED: Rates = Rates { up: 1.0, down: 1.0 };
+
+/// What the exit bridge is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// There is none.
+    #[default]
+    Resting,
+    /// It is on its way into Tor.
+    Starting,
+    /// People can come.
+    Serving,
+    /// It takes nothing new, and lets what is open end.
+    Draining,
+}
+
+/// What is known now.
+pub struct State {
+    /// What the owner chose.
+    pub settings: Settings,
+    /// Of the machine.
+    pub facts: Facts,
+    /// What is to be done.
+    pub decision: Decision,
+    /// What is being done.
+    pub phase: Phase,
+    /// Since the exit bridge was started.
+    pub totals: Totals,
+    /// Why the last one ended by itself, if it did.
+    pub error: Option<String>,
+    /// The last decisions.
+    pub log: Log,
+    /// What was carried.
+    pub usage: Usage,
+    /// When it served, and who saw it.
+    pub served: Served,
+    /// The address and its checks.
+    pub health: Health,
+    /// The owner's test of this home: when, and what came of it.
+    pub home: Home,
+}
+
+/// The owner's test of this home.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Home {
+    /// Not made yet.
+    #[default]
+    Untried,
+    /// Wanted, or under way.
+    Wanted,
+    /// Made. Nothing was tried where there was no way to ourselves.
+    Tried(Timestamp, Vec<Tried>),
+}
+
+/// The app, shared by its loop and its page.
+pub struct App {
+    state_dir: PathBuf,
+    config: Config,
+    state: Mutex<State>,
+    changed: Notify,
+    last: Last<Said>,
+    /// Bytes carried since the start, both ways, for who looks at the line.
+    carried: Arc<AtomicU64>,
+}
+
+/// Why the app can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The owner's choices.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// What was carried.
+    #[error(transparent)]
+    Usage(#[from] UsageError),
+    /// When it served.
+    #[error(transparent)]
+    Served(#[from] ServedError),
+}
+
+impl App {
+    /// With what the state folder has. Nothing runs yet.
+    ///
+    /// # Errors
+    /// See [`AppError`].
+    pub fn new(config: Config, state_dir: &Path) -> Result<Self, AppError> {
+        let state = State {
+            settings: Settings::load(state_dir)?,
+            facts: Facts::default(),
+            decision: Decision::Rest(Reason::NoConsent),
+            phase: Phase::Resting,
+            totals: Totals::default(),
+            error: None,
+            log: Log::load(state_dir),
+            usage: Usage::load(state_dir, Zoned::now().date())?,
+            served: Served::load(state_dir)?,
+            health: Health::load(state_dir),
+            home: Home::Untried,
+        };
+        Ok(Self {
+            state_dir: state_dir.to_owned(),
+            config,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            last: Last::default(),
+            carried: Arc::default(),
+        })
+    }
+
+    /// What is known now.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is said of the last form.
+    pub fn last(&self) -> &Last<Said> {
+        &self.last
+    }
+
+    /// Bytes carried since the start, both ways.
+    pub fn carried(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.carried)
+    }
+
+    /// Are there directories by which people could find this home?
+    pub fn has_directories(&self) -> bool {
+        !self.config.directories.is_empty()
+    }
+
+    /// Changes what the owner chose, writes it, and acts by it at once.
+    ///
+    /// # Errors
+    /// See [`SettingsError`]; nothing is changed then.
+    pub fn change(&self, change: impl FnOnce(&mut Settings)) -> Result<(), SettingsError> {
+        let mut state = self.state();
+        let mut settings = state.settings.clone();
+        change(&mut settings);
+        settings.check()?;
+        settings.save(&self.state_dir)?;
+        state.settings = settings;
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// A statement of all times in which this home served.
+    ///
+    /// # Errors
+    /// See [`MachineError`].
+    pub fn receipt(&self) -> Result<Receipt, MachineError> {
+        machine::receipt(&self.state_dir, Timestamp::MIN, Timestamp::MAX)
+    }
+
+    /// Has this home tried as soon as it serves.
+    pub fn want_home_tried(&self) {
+        self.state().home = Home::Wanted;
+        self.changed.notify_one();
+    }
+
+    /// Does what the rules say, until `shutdown`; then drains.
+    pub async fn run(&self, mut facts: watch::Receiver<Facts>, shutdown: CancellationToken) {
+        let mut keeper = Keeper::default();
+        let (mut governor, mut checkups) = (Governor::default(), Checkups::default());
+        while !shutdown.is_cancelled() {
+            let now = Zoned::now();
+            let decision = self.decide(&mut governor, &facts.borrow_and_update(), &now);
+            keeper.step(self, decision, &now).await;
+            self.check_up(&mut checkups, now.timestamp()).await;
+            tokio::select! {
+                () = tokio::time::sleep(TICK) => {}
+                () = self.changed.notified() => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+        while !matches!(self.state().phase, Phase::Resting) || keeper.engine.is_some() {
+            keeper.step(self, Decision::Rest(Reason::Off), &Zoned::now()).await;
+            tokio::time::sleep(TICK / 10).await;
+        }
+        self.save(0);
+    }
+
+    fn decide(&self, governor: &mut Governor, facts: &Facts, now: &Zoned) -> Decision {
+        let mut state = self.state();
+        let cap = state.usage.cap(&state.settings.limits, now.date());
+        let decision = governor.decide(&state.settings, facts, Standing { cap, listed: state.health.is_listed() }, now);
+        state.facts = facts.clone();
+        state.decision = decision;
+        if state.log.note(now.timestamp(), decision) {
+            tracing::info!("{decision}");
+        }
+        decision
+    }
+
+    /// Has the address checked when that is due. Nothing is asked before the owner agreed, or when it is off.
+    async fn check_up(&self, checkups: &mut Checkups, now: Timestamp) {
+        let (agreed, mut health) = {
+            let state = self.state();
+            (state.settings.agreed() && state.settings.switch != Switch::Off, state.health.clone())
+        };
+        if !agreed {
+            return;
+        }
+        let before = health.clone();
+        checkups.step(&self.state_dir, &mut health, now, |address| self.question(address)).await;
+        // Nobody else changes it meanwhile: it is one task that does.
+        if health != before {
+            self.state().health = health;
+        }
+    }
+
+    fn question(&self, address: IpAddr) -> Question {
+        // The exit bridge's settings were checked at the start.
+        let bridge: eebt_bridge::Config = self.config.bridge.clone().try_into().unwrap_or_default();
+        Question {
+            address,
+            block_lists: self.config.block_lists.clone(),
+            canaries: self.config.canaries.clone(),
+            source: bridge.egress_address,
+            resolver: bridge.resolver,
+            state_dir: self.state_dir.join("check"),
+            network: bridge.network,
+            tor: bridge.tor,
+        }
+    }
+
+    /// Writes what was carried, with what may be carried until it is written again.
+    fn save(&self, ahead: u64) {
+        if let Err(error) = self.state().usage.save(ahead) {
+            tracing::warn!(%error, "what was carried can't be written");
+        }
+    }
+
+    /// How an exit bridge is to be started now.
+    fn start(&self) -> Result<Start, String> {
+        let state = self.state();
+        let Settings { limits, leave, .. } = &state.settings;
+        let path = |name: &str| toml::Value::from(self.state_dir.join(name).display().to_string());
+        let mut config = self.config.bridge.clone();
+        for (key, value) in [
+            ("keys", path("keys")),
+            ("state_dir", path("tor")),
+            ("reach", vec![toml::Value::from("onion")].into()),
+            ("lifetime", "7d".into()),
+            ("attest", true.into()),
+            ("drain", format!("{}s", limits.drain_seconds).into()),
+        ] {
+            config.insert(key.into(), value);
+        }
+        let directories: Vec<_> = self.config.directories.iter().map(|d| d.to_string().into()).collect();
+        config.insert("directories".into(), toml::Value::Array(directories));
+        if let Some(country) = leave.country {
+            config.insert("country".into(), String::from(country).into());
+        }
+        let bounds = config.entry("limits").or_insert_with(|| toml::Table::new().into());
+        let bounds = bounds.as_table_mut().ok_or("bridge.limits is no table")?;
+        bounds.insert("rendezvous_circuits".into(), i64::from(limits.clients).into());
+        bounds.insert("memory_mib".into(), i64::from(limits.memory_mib).into());
+        let config = toml::to_string(&config).map_err(|error| error.to_string())?;
+        let rates =
+            Rates { up: f64::from(limits.up_kbs) * 1000.0, down: f64::from(limits.down_kbs) * 1000.0 };
+        Ok(Start {
+            config,
+            only: leave.only.clone(),
+            block_list: leave.block_list.clone(),
+            cpu_percent: limits.cpu_percent,
+            own_address: state.health.address,
+            rates,
+        })
+    }
+}
+
+/// Keeps the exit bridge as it was decided.
+#[derive(Default)]
+struct Keeper {
+    engine: Option<Engine>,
+    started: Option<Instant>,
+    counted: Option<Instant>,
+    saved: Option<Instant>,
+    failures: u32,
+    not_before: Option<Instant>,
+    trying_home: bool,
+}
+
+impl Keeper {
+    async fn step(&mut self, app: &App, decision: Decision, now: &Zoned) {
+        self.count(app, now);
+        let drain = app.state().settings.drain();
+        let with = app.start();
+        match (decision, &mut self.engine) {
+            (Decision::Serve, None) => self.start(app, with).await,
+            (Decision::Serve, Some(engine)) if !engine.is_draining() => match with {
+                Ok(with) if engine.adapt(&with).await => {}
+                // It is started again once it has ended.
+                _ => engine.drain(drain).await,
+            },
+            (Decision::Rest(reason), Some(engine)) if !engine.is_draining() => {
+                if let (Reason::Cap(_), Ok(with)) = (reason, with) {
+                    engine.adapt(&Start { rates: STOPPED, ..with }).await;
+                }
+                engine.drain(drain).await;
+            }
+            _ => {}
+        }
+        if let Some(engine) = &mut self.engine {
+            engine.keep_time().await;
+            let wanted = app.state().home == Home::Wanted;
+            if wanted && engine.is_serving() && !self.trying_home {
+                self.trying_home = true;
+                engine.try_home().await;
+            }
+        }
+        self.show(app);
+    }
+
+    async fn start(&mut self, app: &App, with: Result<Start, String>) {
+        if self.not_before.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let started = match with {
+            Ok(with) => Engine::start(with).await.map_err(|error: EngineError| error.to_string()),
+            Err(error) => Err(error),
+        };
+        match started {
+            Ok(engine) => {
+                self.engine = Some(engine);
+                self.started = Some(Instant::now());
+                self.trying_home = false;
+            }
+            Err(error) => self.failed(app, error),
+        }
+    }
+
+    fn failed(&mut self, app: &App, error: String) {
+        tracing::warn!(error, "the exit bridge ended by itself");
+        self.failures += 1;
+        let pause = FIRST_PAUSE.saturating_mul(1 << (self.failures - 1).min(10)).min(LONGEST_PAUSE);
+        self.not_before = Some(Instant::now() + pause);
+        app.state().error = Some(error);
+    }
+
+    /// Takes in what was carried, and whether it has ended.
+    fn count(&mut self, app: &App, now: &Zoned) {
+        let Some(engine) = &mut self.engine else { return };
+        let new = engine.news();
+        app.carried.fetch_add(new.up + new.down, Ordering::Relaxed);
+        let moment = Instant::now();
+        let serving = engine.is_serving();
+        let seconds = match (serving, self.counted) {
+            (true, Some(at)) => (moment - at).as_secs(),
+            _ => 0,
+        };
+        if !serving || self.counted.is_none() || seconds > 0 {
+            self.counted = serving.then_some(moment);
+        }
+        let mut state = app.state();
+        let more = Day { up: new.up, down: new.down, seconds, people: new.clients_met, lost: 0 };
+        if more != Day::default() {
+            state.usage.add(now.date(), more);
+        }
+        if serving {
+            state.error = None;
+        }
+        if let Some(tried) = engine.home() {
+            state.home = Home::Tried(now.timestamp(), tried);
+            self.trying_home = false;
+        }
+        if engine.has_served() {
+            let attestations = engine.attestations();
+            // The last one to come has the address that it has now.
+            let seen = attestations.iter().filter_map(|signed| Attestation::verify(signed).ok());
+            if let Some(seen) = seen.max_by_key(|seen| seen.until) {
+                state.health.note_address(&app.state_dir, seen.egress);
+            }
+            if let Err(error) = state.served.note(now.timestamp(), attestations) {
+                tracing::warn!(%error, "when it served can't be written");
+            }
+        }
+        let limits = state.settings.limits;
+        drop(state);
+        if self.saved.is_none_or(|at| moment - at >= SAVE_EVERY) {
+            self.saved = Some(moment);
+            let per_second = f64::from(limits.up_kbs + limits.down_kbs) * 1000.0;
+            // Some megabytes.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            app.save((per_second * AHEAD.as_secs_f64()) as u64);
+        }
+        if let Some(error) = engine.is_over() {
+            let worked = self.started.is_some_and(|at| at.elapsed() >= WORKED);
+            (self.engine, self.counted, self.saved) = (None, None, None);
+            app.save(0);
+            if let Err(error) = app.state().served.end(now.timestamp()) {
+                tracing::warn!(%error, "when it served can't be written");
+            }
+            if worked {
+                self.failures = 0;
+            }
+            match error {
+                Some(error) => self.failed(app, error),
+                None => self.not_before = None,
+            }
+        }
+    }
+
+    fn show(&self, app: &App) {
+        let mut state = app.state();
+        state.phase = match &self.engine {
+            None => Phase::Resting,
+            Some(engine) if engine.is_draining() => Phase::Draining,
+            Some(engine) if engine.is_serving() => Phase::Serving,
+            Some(_) => Phase::Starting,
+        };
+        state.totals = self.engine.as_ref().map(Engine::totals).unwrap_or_default();
+    }
+}
+
+/// Bytes on the line of bytes carried.
+pub fn on_the_line(carried: u64) -> u64 {
+    // For people to read.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    let bytes = (carried as f64 * ON_THE_LINE) as u64;
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{CONSENT, Consent, Hours};
+    use crate::usage::Cap;
+    use std::collections::BTreeMap;
+
+    fn app(dir: &Path) -> App {
+        let app = App::new(Config::default(), dir).unwrap();
+        let consent = Some(Consent { at: Timestamp::UNIX_EPOCH, version: CONSENT });
+        app.change(|settings| settings.consent = consent).unwrap();
+        app
+    }
+
+    /// What a home machine is like, minute by minute. A laptop: on battery on Wednesday, elsewhere on Thursday.
+    fn facts(now: &Zoned, idle: Duration) -> Facts {
+        use jiff::civil::Weekday;
+        let (day, hour) = (now.weekday(), now.hour());
+        Facts {
+            idle: Some(idle),
+            on_battery: Some(day == Weekday::Wednesday && (10..14).contains(&hour)),
+            metered: Some(day == Weekday::Thursday && (8..18).contains(&hour)),
+            captive_portal: Some(day == Weekday::Thursday && hour == 8),
+            vpn: Some(day == Weekday::Friday && hour == 9),
+            full_screen: Some(hour == 21),
+            // A backup at three.
+            other_traffic: Some(if hour == 3 && now.minute() < 30 { 4_000_000 } else { 20_000 }),
+        }
+    }
+
+    /// Is somebody at the machine? On working days from 17 to 21, and the film after that without a key pressed; on other days
+    /// from 10 to 12.
+    fn is_used(now: &Zoned) -> bool {
+        match now.weekday().to_monday_zero_offset() {
+            0..5 => (17..21).contains(&now.hour()),
+            _ => (10..12).contains(&now.hour()),
+        }
+    }
+
+    #[test]
+    fn a_week_of_decisions_follows_the_owners_life() {
+        let dir = tempfile::tempdir().unwrap();
+        let app = app(dir.path());
+        app.change(|settings| {
+            settings.limits.day_mb = Some(2_100);
+            settings.rules.hours = Some(Hours { from: 0, to: 23 * 60 });
+        })
+        .unwrap();
+        // From a Monday on; on the Sunday clocks go back by an hour.
+        let mut now: Zoned = "2026-10-19T00:00:00[Europe/Stockholm]".parse().unwrap();
+        let end: Zoned = "2026-10-26T00:00:00[Europe/Stockholm]".parse().unwrap();
+        let (mut governor, mut idle) = (Governor::default(), Duration::from_secs(3600));
+        let mut minutes: BTreeMap<String, u32> = BTreeMap::new();
+        let mut changes = 0;
+        let mut last = None;
+        while now < end {
+            idle = if is_used(&now) { Duration::ZERO } else { idle + Duration::from_secs(60) };
+            let decision = app.decide(&mut governor, &facts(&now, idle), &now);
+            // 50 kB a second while it serves: at 14 or so the day's cap is reached where it served from midnight on.
+            if decision == Decision::Serve {
+                app.state().usage.add(now.date(), Day { down: 50_000 * 60, seconds: 60, ..Day::default() });
+                assert!(idle >= Duration::from_secs(300) && now.hour() < 23 && now.hour() != 21, "{now}");
+            }
+            *minutes.entry(decision.to_string()).or_default() += 1;
+            changes += u32::from(last.replace(decision) != Some(decision));
+            now = now.saturating_add(Duration::from_secs(60));
+        }
+        // A week has 10080 minutes, and this one an hour more.
+        assert_eq!(minutes.values().sum::<u32>(), 10_140);
+        assert_eq!(minutes["paused: you chose other hours"], 7 * 60);
+        // The cap: 1 GB carried, 333 minutes and a third.
+        assert_eq!(minutes["serving"], 7 * 334);
+        assert_eq!(app.state().usage.cap(&app.state().settings.limits, now.date()), None, "a new day");
+        assert!((20..60).contains(&changes), "{changes}: {minutes:?}");
+        let log: Vec<_> = app.state().log.entries().copied().collect();
+        assert!(log.iter().any(|entry| entry.decision == Decision::Rest(Reason::Cap(Cap::Day))));
+        assert!(log.iter().zip(log.iter().skip(1)).all(|(newer, older)| newer.at > older.at));
+    }
+
+    #[test]
+    fn without_a_cap_each_reason_has_its_hours() {
+        let dir = tempfile::tempdir().unwrap();
+        let app = app(dir.path());
+        app.change(|settings| settings.limits.day_mb = None).unwrap();
+        let mut now: Zoned = "2026-11-23T00:00:00[Europe/Stockholm]".parse().unwrap();
+        let (mut governor, mut idle) = (Governor::default(), Duration::from_secs(3600));
+        let mut minutes: BTreeMap<String, u32> = BTreeMap::new();
+        for _ in 0..7 * 24 * 60 {
+            idle = if is_used(&now) { Duration::ZERO } else { idle + Duration::from_secs(60) };
+            let decision = app.decide(&mut governor, &facts(&now, idle), &now);
+            *minutes.entry(decision.to_string()).or_default() += 1;
+            now = now.saturating_add(Duration::from_secs(60));
+        }
+        for (text, expected) in [
+            ("paused: on battery", 4 * 60),
+            ("paused: this network wants a log-in first", 60),
+            ("paused: this line is metered", 9 * 60),
+            ("paused: a VPN is on, and its address is not yours to lend", 60),
+            // On five days for four hours and on two for two; and each time for the four minutes until it counts as idle,
+            // of which the film has those of working days.
+            ("paused: you are using the computer", 5 * 240 + 2 * (120 + 4) + 5 * 4),
+            ("paused: a program fills the screen", 7 * 60 - 5 * 4),
+            ("paused: the line is busy with your own things", 7 * 30),
+        ] {
+            assert_eq!(minutes[text], expected, "{text}: {minutes:?}");
+        }
+        assert_eq!(minutes.values().sum::<u32>(), 7 * 24 * 60);
+    }
+
+    #[test]
+    fn a_choice_that_makes_no_sense_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let app = app(dir.path());
+        let before = app.state().settings.clone();
+        assert!(app.change(|settings| settings.limits.clients = 0).is_err());
+        assert_eq!(app.state().settings, before);
+        app.change(|settings| settings.switch = Switch::Off).unwrap();
+        assert_eq!(Settings::load(dir.path()).unwrap().switch, Switch::Off);
+    }
+}

@@ -1,0 +1,196 @@
+//! When the address is checked, and what came of it so far.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use eebt_page::private_file;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::health::{Answer, Question, is_listed};
+
+/// The file's name in the state folder.
+const FILE: &str = "address.json";
+
+/// How often one address is checked.
+const EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// How soon after a check that came to nothing.
+const AGAIN: Duration = Duration::from_secs(1800);
+
+/// How long a check may take.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Checks that are kept.
+const KEPT: usize = 60;
+
+/// One check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// When.
+    pub at: Timestamp,
+    /// Of which address.
+    pub address: IpAddr,
+    /// All that was said.
+    pub answers: Vec<Answer>,
+}
+
+/// The address of this home, as sites see it, and its checks, the newest one last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Health {
+    /// The address; unknown before a directory said it.
+    pub address: Option<IpAddr>,
+    /// The last checks.
+    pub checks: Vec<Checked>,
+}
+
+impl Health {
+    /// What the state folder knows. It is for reading only, so that one that is broken begins anew.
+    pub fn load(state_dir: &Path) -> Self {
+        let bytes = std::fs::read(state_dir.join(FILE)).ok();
+        bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    fn save(&self, state_dir: &Path) {
+        let written = serde_json::to_vec(self).map_err(std::io::Error::from);
+        if let Err(error) = written.and_then(|text| private_file::write(&state_dir.join(FILE), &text)) {
+            tracing::warn!(%error, "what is known of the address can't be written");
+        }
+    }
+
+    /// The last check of the address that this home has now.
+    pub fn last(&self) -> Option<&Checked> {
+        self.checks.iter().rev().find(|check| Some(check.address) == self.address)
+    }
+
+    /// Is the address on a list?
+    pub fn is_listed(&self) -> bool {
+        self.last().is_some_and(|check| is_listed(&check.answers))
+    }
+
+    /// Is a check due?
+    fn is_due(&self, now: Timestamp) -> bool {
+        self.last().is_none_or(|check| now.duration_since(check.at).unsigned_abs() >= EVERY)
+    }
+
+    /// Takes note of the address.
+    pub fn note_address(&mut self, state_dir: &Path, address: IpAddr) {
+        if self.address.replace(address) != Some(address) {
+            self.save(state_dir);
+        }
+    }
+
+    /// Takes note of a check.
+    fn note(&mut self, state_dir: &Path, check: Checked) {
+        self.checks.push(check);
+        let over = self.checks.len().saturating_sub(KEPT);
+        self.checks.drain(..over);
+        self.save(state_dir);
+    }
+}
+
+/// Has checks made.
+#[derive(Default)]
+pub struct Checkups {
+    running: Option<tokio::task::JoinHandle<Option<Checked>>>,
+    /// One is due at each start.
+    checked: Option<IpAddr>,
+    not_before: Option<Timestamp>,
+}
+
+impl Checkups {
+    /// Begins one that is due, with the question that `ask` makes of the address; takes note of one that has ended. To be called often.
+    pub async fn step(
+        &mut self,
+        state_dir: &Path,
+        health: &mut Health,
+        now: Timestamp,
+        ask: impl FnOnce(IpAddr) -> Question,
+    ) {
+        if let Some(running) = &mut self.running {
+            if !running.is_finished() {
+                return;
+            }
+            let done = running.await.ok().flatten();
+            self.running = None;
+            match done {
+                Some(checked) => {
+                    self.checked = Some(checked.address);
+                    health.note(state_dir, checked);
+                }
+                None => self.not_before = Some(now + AGAIN),
+            }
+        }
+        let Some(address) = health.address else { return };
+        let is_due = health.is_due(now) || self.checked != Some(address);
+        if is_due && self.not_before.is_none_or(|at| now >= at) {
+            let question = ask(address);
+            if question.block_lists.is_empty() && question.canaries.is_empty() {
+                return;
+            }
+            self.running = Some(tokio::spawn(async move {
+                let answers = timeout(LIMIT, check(&question)).await.ok().flatten()?;
+                Some(Checked { at: Timestamp::now(), address, answers })
+            }));
+        }
+    }
+}
+
+impl Drop for Checkups {
+    fn drop(&mut self) {
+        if let Some(running) = &self.running {
+            running.abort();
+        }
+    }
+}
+
+/// Asks, in a process of its own.
+async fn check(question: &Question) -> Option<Vec<Answer>> {
+    let program: PathBuf = match cfg!(target_os = "linux") {
+        true => "/proc/self/exe".into(),
+        false => std::env::current_exe().ok()?,
+    };
+    let mut command = Command::new(program);
+    command.arg("check-address").stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().ok()?;
+    let mut stdin = child.stdin.take()?;
+    stdin.write_all(&serde_json::to_vec(question).ok()?).await.ok()?;
+    drop(stdin);
+    let out = child.wait_with_output().await.ok()?;
+    serde_json::from_slice(&out.stdout).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::{Verdict, Way};
+
+    fn check(at: i64, address: &str, verdict: Verdict) -> Checked {
+        let answer = Answer { who: "bl.example".into(), canary: false, way: Way::Direct, verdict };
+        Checked { at: Timestamp::from_second(at).unwrap(), address: address.parse().unwrap(), answers: vec![answer] }
+    }
+
+    #[test]
+    fn a_check_holds_for_a_day_and_for_its_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut health = Health::default();
+        let now = |at| Timestamp::from_second(at).unwrap();
+        health.note_address(dir.path(), "192.0.2.1".parse().unwrap());
+        assert!(health.is_due(now(0)) && !health.is_listed());
+        health.note(dir.path(), check(0, "192.0.2.1", Verdict::Bad));
+        assert!(health.is_listed() && !health.is_due(now(86_399)) && health.is_due(now(86_400)));
+        health.note_address(dir.path(), "192.0.2.2".parse().unwrap());
+        assert!(!health.is_listed() && health.is_due(now(1)));
+        assert_eq!(Health::load(dir.path()), health);
+        for n in 0..100 {
+            health.note(dir.path(), check(n, "192.0.2.2", Verdict::Good));
+        }
+        assert_eq!(health.checks.len(), KEPT);
+    }
+}

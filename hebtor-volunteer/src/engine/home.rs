@@ -1,0 +1,139 @@
+//! Can anybody reach this home through it? The owner's own test, made as a client would: over Tor, to our own onion service.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use eebt_bridge::consensus::own_addresses;
+use eebt_tor::{Circuit, OnionConnector, PathKind};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use tor_cell::relaycell::msg::EndReason;
+
+/// How long a way to ourselves, and one try, may take.
+const WAY: Duration = Duration::from_secs(60);
+const TRY: Duration = Duration::from_secs(15);
+
+/// One place that must not be reached, and how the try ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// In words.
+    pub place: String,
+    /// Host and port as they were asked for.
+    pub target: String,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// How a try ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Refused by policy, before anything was sent to the place.
+    Refused,
+    /// There was a connection.
+    Reached,
+    /// It ended otherwise, and proves nothing.
+    Unclear,
+}
+
+/// Tries all of them. Empty when there is no way to ourselves now.
+pub async fn try_all(connector: &OnionConnector, service: [u8; 32]) -> Vec<Tried> {
+    let Ok(Ok(circuit)) = timeout(WAY, connector.exit_bridge(service, PathKind::Standard)).await else {
+        return Vec::new();
+    };
+    let mut tried = Vec::new();
+    for (place, host, port) in places(router(&read("/proc/net/route")), own_addresses()) {
+        let outcome = try_one(&circuit, &host, port).await;
+        tried.push(Tried { place: place.to_owned(), target: format!("{host}:{port}"), outcome });
+    }
+    tried
+}
+
+async fn try_one(circuit: &Circuit, host: &str, port: u16) -> Outcome {
+    use std::error::Error;
+    match timeout(TRY, circuit.begin(host, port, false)).await {
+        Ok(Ok(_stream)) => Outcome::Reached,
+        Ok(Err(error)) => {
+            let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
+            while let Some(error) = cause {
+                if let Some(tor_proto::Error::EndReceived(EndReason::EXITPOLICY)) = error.downcast_ref() {
+                    return Outcome::Refused;
+                }
+                cause = error.source();
+            }
+            Outcome::Unclear
+        }
+        Err(_) => Outcome::Unclear,
+    }
+}
+
+/// What must not be reached: place in words, host and port.
+fn places(router: Option<Ipv4Addr>, own: impl IntoIterator<Item = IpAddr>) -> Vec<(&'static str, String, u16)> {
+    let router = router.unwrap_or(Ipv4Addr::new(192, 168, 1, 1));
+    let own: Vec<IpAddr> = own.into_iter().collect();
+    let mine = own.iter().find(|ip| ip.is_ipv4() && !ip.is_loopback());
+    let mine = mine.copied().unwrap_or(Ipv4Addr::new(192, 168, 1, 2).into());
+    let [a, b, c, d] = router.octets();
+    vec![
+        ("your router", router.to_string(), 80),
+        ("your router, encrypted", router.to_string(), 443),
+        ("your router in IPv6's clothes", format!("::ffff:{router}"), 80),
+        ("your router through a translator (NAT64)", format!("64:ff9b::{a:x}{b:02x}:{c:x}{d:02x}"), 80),
+        ("a neighbour in your network", Ipv4Addr::new(a, b, c, d.wrapping_add(9)).to_string(), 80),
+        ("this computer, from your network", mine.to_string(), 80),
+        ("this computer itself", "127.0.0.1".into(), 80),
+        ("this computer itself, IPv6", "::1".into(), 80),
+        ("this computer by name", "localhost".into(), 80),
+        ("a device by its name at home", "printer.local".into(), 80),
+        ("devices without an address (link-local)", "169.254.1.1".into(), 80),
+        ("devices without an address, IPv6", "fe80::1".into(), 80),
+        ("what tells clouds their secrets", "169.254.169.254".into(), 80),
+        ("your provider's inner network", "100.64.0.1".into(), 80),
+    ]
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// The router of the default route, from the kernel's table (proc(5)): columns by tabs, addresses in hexadecimal as they
+/// lie in memory.
+fn router(table: &str) -> Option<Ipv4Addr> {
+    table.lines().skip(1).find_map(|line| {
+        let mut columns = line.split_ascii_whitespace().skip(1);
+        let (to, by) = (columns.next()?, columns.next()?);
+        (to == "00000000" && by != "00000000")
+            .then(|| u32::from_str_radix(by, 16).ok())
+            .flatten()
+            .map(|bits| Ipv4Addr::from(bits.to_ne_bytes()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use eebt_proto::special_use::special_use;
+    use eebt_proto::{Host, Target};
+
+    #[test]
+    fn the_router_is_that_of_the_default_route() {
+        let table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n\
+                     eth0\t0002A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n\
+                     eth0\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\n";
+        assert_eq!(router(table), Some("192.168.2.1".parse().unwrap()));
+        assert_eq!(router(""), None);
+    }
+
+    #[test]
+    fn fourteen_places_none_of_which_is_a_public_one() {
+        let places = places(Some("192.168.2.1".parse().unwrap()), ["192.168.2.7".parse().unwrap()]);
+        assert_eq!(places.len(), 14);
+        for (place, host, port) in places {
+            match Target::new(&host, port) {
+                Ok(Target { host: Host::Ip(ip), .. }) => assert!(special_use(ip).is_some(), "{place}: {host}"),
+                Ok(_) => panic!("{place}: {host} is a name of public DNS"),
+                Err(error) => assert_eq!(error, eebt_proto::TargetError::LocalName, "{place}"),
+            }
+        }
+    }
+}

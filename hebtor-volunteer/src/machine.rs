@@ -1,0 +1,243 @@
+//! What the app leaves on this machine besides its own folder, and how all of it is taken away again: the start at log-in, and
+//! the copy of its identity that the owner may keep.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use auto_launch::{AutoLaunch, AutoLaunchBuilder};
+use data_encoding::BASE64;
+use eebt_bridge::BridgeKeys;
+use eebt_bridge::config::ReachKind;
+use eebt_bridge::keys::KeysError;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::receipt::Receipt;
+use crate::served::{Served, ServedError};
+
+/// Largest file of keys, in bytes, and how many there may be.
+const MAX_KEY: u64 = 64 * 1024;
+const MAX_KEYS: usize = 64;
+
+/// What can't be done.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// Starting at log-in.
+    #[error("cannot change what starts at log-in")]
+    Autostart(#[source] auto_launch::Error),
+    /// The own program can't be found.
+    #[error("cannot tell where this program is")]
+    Program(#[source] io::Error),
+    /// A file or folder.
+    #[error("cannot {what} {}", path.display())]
+    File {
+        /// Such as "read".
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No copy of an identity.
+    #[error("{} is no copy of an identity", path.display())]
+    NoCopy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The identity.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// When it served.
+    #[error(transparent)]
+    Served(#[from] ServedError),
+    /// There are no keys, since it never served.
+    #[error("there is no identity yet: it is made when the app serves for the first time")]
+    NoKeys,
+    /// There are keys, which would be lost.
+    #[error("{} has an identity already", path.display())]
+    HasKeys {
+        /// The folder of keys.
+        path: PathBuf,
+    },
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MachineError {
+    move |source| MachineError::File { what, path: path.to_owned(), source }
+}
+
+fn autostart() -> Result<AutoLaunch, MachineError> {
+    // Inside an AppImage, the program's own path is gone with its mount.
+    let program = std::env::var_os("APPIMAGE").map(PathBuf::from);
+    let program = program.map_or_else(std::env::current_exe, Ok).map_err(MachineError::Program)?;
+    AutoLaunchBuilder::new()
+        .set_app_name("hebtor-volunteer")
+        .set_app_path(&program.display().to_string())
+        .set_args(&["--hidden"])
+        .build()
+        .map_err(MachineError::Autostart)
+}
+
+/// Starts it at log-in, or no longer.
+///
+/// # Errors
+/// See [`MachineError`].
+pub fn start_at_log_in(yes: bool) -> Result<(), MachineError> {
+    let launch = autostart()?;
+    match yes {
+        true => launch.enable().map_err(MachineError::Autostart),
+        false if launch.is_enabled().map_err(MachineError::Autostart)? => {
+            launch.disable().map_err(MachineError::Autostart)
+        }
+        false => Ok(()),
+    }
+}
+
+/// Does it start at log-in?
+pub fn starts_at_log_in() -> bool {
+    autostart().is_ok_and(|launch| launch.is_enabled().unwrap_or(false))
+}
+
+/// Takes away all that the app left.
+///
+/// # Errors
+/// See [`MachineError`].
+pub fn uninstall(state_dir: &Path) -> Result<(), MachineError> {
+    start_at_log_in(false)?;
+    match std::fs::remove_dir_all(state_dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", state_dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// A statement of when this home served, signed with its identity.
+///
+/// # Errors
+/// See [`MachineError`].
+pub fn receipt(state_dir: &Path, first: Timestamp, last: Timestamp) -> Result<Receipt, MachineError> {
+    let keys = match BridgeKeys::load(&state_dir.join("keys")) {
+        Err(KeysError::Missing(_)) => return Err(MachineError::NoKeys),
+        keys => keys?,
+    };
+    let intervals = Served::load(state_dir)?.between(first, last);
+    let sign = |message: &[u8]| keys.sign(ReachKind::Onion, message);
+    Ok(Receipt::sign(keys.onion_reach(), intervals, Timestamp::now(), sign))
+}
+
+/// Writes a file that does not exist yet, for the owner's eyes only.
+///
+/// # Errors
+/// See [`MachineError`].
+pub fn write_new(to: &Path, bytes: &[u8]) -> Result<(), MachineError> {
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(to);
+    file.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all())).map_err(failed("write", to))
+}
+
+/// A copy of an identity.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Copy {
+    hebtor_volunteer_identity: u32,
+    /// Name of each file of keys, and what is in it, in base64.
+    keys: BTreeMap<String, String>,
+}
+
+/// Writes a copy of the identity, for the owner's eyes only. Replaces nothing.
+///
+/// # Errors
+/// See [`MachineError`].
+pub fn back_up(state_dir: &Path, to: &Path) -> Result<(), MachineError> {
+    let keys = read_keys(&state_dir.join("keys"), "")?;
+    if keys.is_empty() {
+        return Err(MachineError::NoKeys);
+    }
+    let copy = Copy { hebtor_volunteer_identity: 1, keys };
+    let text = serde_json::to_vec_pretty(&copy).map_err(|error| failed("write", to)(error.into()))?;
+    write_new(to, &text)
+}
+
+/// All files below a folder of keys, by their path in it.
+fn read_keys(dir: &Path, prefix: &str) -> Result<BTreeMap<String, String>, MachineError> {
+    let mut keys = BTreeMap::new();
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(keys),
+        entries => entries.map_err(failed("read", dir))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(failed("read", dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = format!("{prefix}{name}");
+        let meta = path.symlink_metadata().map_err(failed("read", &path))?;
+        if meta.is_dir() {
+            keys.extend(read_keys(&path, &format!("{name}/"))?);
+        } else if meta.is_file() && meta.len() <= MAX_KEY && keys.len() < MAX_KEYS {
+            keys.insert(name, BASE64.encode(&std::fs::read(&path).map_err(failed("read", &path))?));
+        }
+    }
+    Ok(keys)
+}
+
+/// Puts an identity back from a copy, where there is none.
+///
+/// # Errors
+/// See [`MachineError`].
+pub fn restore(state_dir: &Path, from: &Path) -> Result<(), MachineError> {
+    let keys = state_dir.join("keys");
+    if !read_keys(&keys, "")?.is_empty() {
+        return Err(MachineError::HasKeys { path: keys });
+    }
+    let no_copy = || MachineError::NoCopy { path: from.to_owned() };
+    let text = std::fs::read(from).map_err(failed("read", from))?;
+    let copy: Copy = serde_json::from_slice(&text).map_err(|_| no_copy())?;
+    let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+    let mut files = Vec::new();
+    for (name, text) in &copy.keys {
+        if !name.split('/').all(plain) || name.contains('\\') || copy.keys.len() > MAX_KEYS {
+            return Err(no_copy());
+        }
+        files.push((keys.join(name), BASE64.decode(text.as_bytes()).map_err(|_| no_copy())?));
+    }
+    for (path, bytes) in files {
+        let dir = path.parent().unwrap_or(&keys);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("make", dir))?;
+        eebt_page::private_file::write(&path, &bytes).map_err(failed("write", &path))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn an_identity_comes_back_from_its_copy_and_replaces_none() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let copy = one.path().join("copy.json");
+        assert!(matches!(back_up(one.path(), &copy), Err(MachineError::NoKeys)));
+        std::fs::create_dir_all(one.path().join("keys/hs")).unwrap();
+        std::fs::write(one.path().join("keys/hs/id"), b"secret\0").unwrap();
+        back_up(one.path(), &copy).unwrap();
+        assert_eq!(std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(back_up(one.path(), &copy).is_err(), "a copy was replaced");
+        restore(other.path(), &copy).unwrap();
+        assert_eq!(std::fs::read(other.path().join("keys/hs/id")).unwrap(), b"secret\0");
+        assert!(matches!(restore(other.path(), &copy), Err(MachineError::HasKeys { .. })));
+    }
+
+    #[test]
+    fn a_copy_can_write_nowhere_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("copy.json");
+        for name in ["../x", "/etc/x", "a/../../x", "a//b", ""] {
+            let text = format!(r#"{{"hebtor_volunteer_identity":1,"keys":{{"{name}":"eA=="}}}}"#);
+            std::fs::write(&copy, text).unwrap();
+            assert!(matches!(restore(dir.path(), &copy), Err(MachineError::NoCopy { .. })), "{name}");
+        }
+        std::fs::write(&copy, "{}").unwrap();
+        assert!(restore(dir.path(), &copy).is_err());
+        assert!(!dir.path().join("keys").exists());
+    }
+}

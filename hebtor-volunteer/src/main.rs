@@ -1,0 +1,354 @@
+//! `hebtor-volunteer`: parse arguments, load the configuration, run, exit code.
+
+use std::fs::{File, TryLockError};
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use eebt_page::PlaceError;
+use eebt_tor::ConfigError;
+use hebtor_volunteer::page::{self, Page};
+use hebtor_volunteer::receipt::Receipt;
+use hebtor_volunteer::remote::{self, RemoteError};
+use hebtor_volunteer::sources::fake::FromFile;
+use hebtor_volunteer::sources::{Facts, Source, Watch, of_this_machine};
+use hebtor_volunteer::settings::Settings;
+use hebtor_volunteer::{App, Config, engine, health, machine, window};
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How long an app may take to end: it drains.
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
+
+/// Lend this home's idle address to people whom web sites turn away because they use Tor.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Configuration file (TOML); see deploy/hebtor-volunteer.example.toml.
+    #[arg(long, global = true, env = "HEBTOR_VOLUNTEER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Any key of the configuration, such as --set page=127.0.0.1:8080 (repeatable).
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// No window and no tray: for a server. The page is there all the same.
+    #[arg(long)]
+    headless: bool,
+    /// No window now: it starts at log-in.
+    #[arg(long)]
+    hidden: bool,
+    /// Facts of the machine from this file, in place of the machine itself; for tests.
+    #[arg(long, hide = true, value_name = "FILE")]
+    facts: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Open the page of the app that runs.
+    Open {
+        /// Print its address instead. It is a secret: who has it can switch the app.
+        #[arg(long)]
+        print: bool,
+    },
+    /// Say what the app that runs does, and why.
+    Status {
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Switch it on: it serves when the rules let it.
+    On,
+    /// Switch it off.
+    Off,
+    /// Pause it.
+    Pause {
+        /// For how long.
+        #[arg(value_name = "MINUTES", default_value_t = 60)]
+        minutes: u32,
+    },
+    /// Start it at log-in, or no longer.
+    Autostart {
+        /// Whether.
+        #[arg(value_enum)]
+        to: OnOff,
+    },
+    /// Write a statement of when this address was lent, signed by its identity and by the directories that saw it.
+    Receipt {
+        /// A file that does not exist yet.
+        file: PathBuf,
+        /// From this day on, such as 2026-11-01 [default: all that is kept].
+        #[arg(long, value_name = "DATE")]
+        from: Option<Date>,
+        /// Up to the end of this day [default: now].
+        #[arg(long, value_name = "DATE")]
+        until: Option<Date>,
+        /// As a PDF to print. It has no signatures, so keep the other one, too.
+        #[arg(long)]
+        pdf: bool,
+    },
+    /// Check such a statement, anybody's: who signed what.
+    VerifyReceipt {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Write a copy of the identity by which directories know this exit bridge. Keep it safe: who has it can pretend to be you.
+    Backup {
+        /// A file that does not exist yet.
+        file: PathBuf,
+    },
+    /// Put the identity back from a copy.
+    Restore {
+        /// The copy.
+        file: PathBuf,
+    },
+    /// End it, and take away all that it left: settings, history, identity, the start at log-in.
+    Uninstall {
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// The exit bridge itself; the app starts it.
+    #[command(hide = true)]
+    Engine,
+    /// What checks the address; the app starts it.
+    #[command(hide = true)]
+    CheckAddress,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum OnOff {
+    On,
+    Off,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    eebt_tor::init_log();
+    match cli.command {
+        Some(Command::Engine) => return engine::run(),
+        Some(Command::CheckAddress) => return health::run(),
+        _ => {}
+    }
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hebtor-volunteer: {error:#}");
+            if let Some(hint) = hint(&error) {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let config = Config::load_with(cli.config.as_deref(), &cli.settings)?;
+    let state_dir = config.state_folder()?;
+    // One thread: it waits most of the time, and the exit bridge is a process of its own.
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let tokio = tokio.context("cannot start the async runtime")?;
+    let send = |form, fields: String| tokio.block_on(remote::send(&state_dir, form, &fields));
+    match cli.command {
+        None => return tokio.block_on(serve(config, &state_dir, cli.run)),
+        Some(Command::Open { print: true }) => print(&format!("{}\n", page::find(&state_dir)?)),
+        Some(Command::Open { print: false }) => open(&state_dir)?,
+        Some(Command::Status { json }) => {
+            let status = tokio.block_on(remote::status(&state_dir))?;
+            print(&match json {
+                true => format!("{}\n", serde_json::to_string(&status)?),
+                false => format!("{}\n", status.decision),
+            });
+        }
+        Some(Command::On) => send("switch", "to=on".into())?,
+        Some(Command::Off) => send("switch", "to=off".into())?,
+        Some(Command::Pause { minutes }) => send("switch", format!("to=pause&minutes={minutes}"))?,
+        Some(Command::Autostart { to }) => machine::start_at_log_in(matches!(to, OnOff::On))?,
+        Some(Command::Receipt { file, from, until, pdf }) => {
+            let start = |day: Date| day.to_zoned(TimeZone::system()).map(|at| at.timestamp());
+            let first = from.map_or(Ok(Timestamp::MIN), start)?;
+            let last = until.map_or(Ok(Timestamp::MAX), |day| day.tomorrow().and_then(start))?;
+            let receipt = machine::receipt(&state_dir, first, last)?;
+            let bytes = if pdf { receipt.verify()?.to_pdf() } else { receipt.to_json().into_bytes() };
+            machine::write_new(&file, &bytes)?;
+        }
+        Some(Command::VerifyReceipt { file }) => {
+            let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let verified = Receipt::parse(&bytes)?.verify()?;
+            print(&(verified.lines().join("\n") + "\n"));
+        }
+        Some(Command::Backup { file }) => {
+            machine::back_up(&state_dir, &file)?;
+            // So that it is asked for no longer. One that does not run reads it when it is started.
+            if send("backed-up", String::new()).is_err() {
+                let mut settings = Settings::load(&state_dir)?;
+                settings.backed_up = Some(Timestamp::now());
+                settings.save(&state_dir)?;
+            }
+            eprintln!("the identity is in {}", file.display());
+        }
+        Some(Command::Restore { file }) => {
+            let _only_one = alone(&state_dir)?;
+            machine::restore(&state_dir, &file)?;
+        }
+        Some(Command::Uninstall { yes }) => {
+            if !yes && !asked(&state_dir)? {
+                anyhow::bail!("nothing was taken away");
+            }
+            // One that does not run need not be ended.
+            let _ = send("end", String::new());
+            let _only_one = alone(&state_dir)?;
+            machine::uninstall(&state_dir)?;
+            eprintln!("all of it is gone");
+        }
+        Some(Command::Engine | Command::CheckAddress) => {}
+    }
+    Ok(())
+}
+
+async fn serve(config: Config, state_dir: &Path, run: Run) -> anyhow::Result<()> {
+    std::fs::create_dir_all(state_dir).with_context(|| format!("cannot make {}", state_dir.display()))?;
+    let Some(_only_one) = only_one(state_dir)? else {
+        eprintln!("it runs already");
+        if !run.headless {
+            open(state_dir)?;
+        }
+        return Ok(());
+    };
+    let app = Arc::new(App::new(config.clone(), state_dir)?);
+    let shutdown = CancellationToken::new();
+    eebt_tor::stop_on_signal(shutdown.clone()).context("cannot handle signals")?;
+    let page = Page::bind(&config, state_dir)
+        .await
+        .with_context(|| format!("cannot listen on {} (page)", config.page))?;
+    let sources = match run.facts {
+        Some(path) => vec![Box::new(FromFile::new(path)) as Box<dyn Source>],
+        None => of_this_machine(app.carried()),
+    };
+    let facts = watch_machine(sources);
+    eprintln!("ready: {}", page::HOW);
+    if !run.headless && !run.hidden {
+        open(state_dir)?;
+    }
+    let tray = tray(!run.headless, &app, state_dir, shutdown.clone());
+    let serving = page.run(Arc::clone(&app), shutdown.clone());
+    tokio::select! {
+        () = app.run(facts, shutdown) => {}
+        () = serving => {}
+        () = tray => {}
+    }
+    Ok(())
+}
+
+/// Looks at the machine, on a thread of its own, for the sources wait.
+fn watch_machine(sources: Vec<Box<dyn Source>>) -> watch::Receiver<Facts> {
+    let (sender, facts) = watch::channel(Facts::default());
+    std::thread::spawn(move || {
+        let mut watch = Watch::new(sources);
+        while !sender.is_closed() {
+            let known = watch.look(Instant::now());
+            sender.send_if_modified(|before| {
+                let new = *before != known;
+                *before = known;
+                new
+            });
+            let Some(due) = watch.due() else { return };
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+    });
+    facts
+}
+
+/// A lock that one app has at a time.
+fn only_one(state_dir: &Path) -> anyhow::Result<Option<File>> {
+    let path = state_dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// The same lock, for what must not happen while the app runs. Waits for one that is ending.
+fn alone(state_dir: &Path) -> anyhow::Result<Option<File>> {
+    if !state_dir.exists() {
+        return Ok(None);
+    }
+    let until = Instant::now() + ENDS_WITHIN;
+    loop {
+        if let Some(lock) = only_one(state_dir)? {
+            return Ok(Some(lock));
+        }
+        anyhow::ensure!(Instant::now() < until, "the app runs; end it first");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Asks on the terminal whether all of it is to be taken away.
+fn asked(state_dir: &Path) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        anyhow::bail!("--yes: is needed where nobody can be asked");
+    }
+    eprintln!("This takes away {}, with the identity of your exit bridge, and the start at log-in.", state_dir.display());
+    eprint!("Go on? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(answer.trim().eq_ignore_ascii_case("y"))
+}
+
+/// The icon in the tray. Never returns.
+async fn tray(wanted: bool, app: &Arc<App>, state_dir: &Path, shutdown: CancellationToken) {
+    #[cfg(target_os = "linux")]
+    if wanted {
+        hebtor_volunteer::tray::run(Arc::clone(app), state_dir.to_owned(), shutdown).await;
+    }
+    std::future::pending().await
+}
+
+/// Opens the page in a window.
+fn open(state_dir: &Path) -> anyhow::Result<()> {
+    let file = eebt_page::entrance(state_dir, "hebtor-volunteer")?;
+    // It is the browser that is missing, not the app.
+    if let Err(error) = window::open(&file) {
+        eprintln!("no window: {error}");
+        eprintln!("hint: `{}` prints an address for any browser", page::HOW);
+    }
+    Ok(())
+}
+
+/// The one place that writes to stdout: data.
+#[allow(clippy::print_stdout)]
+fn print(text: &str) {
+    print!("{text}");
+}
+
+/// What to try, for errors where that is known.
+fn hint(error: &anyhow::Error) -> Option<&'static str> {
+    if let Some(RemoteError::Place(PlaceError::NotRunning { .. })) = error.downcast_ref() {
+        return Some("start it: hebtor-volunteer");
+    }
+    if let Some(PlaceError::NotRunning { .. }) = error.downcast_ref() {
+        return Some("start it: hebtor-volunteer");
+    }
+    match error.downcast_ref::<ConfigError>()? {
+        ConfigError::Field { .. } | ConfigError::Parse { .. } => {
+            Some("deploy/hebtor-volunteer.example.toml documents every key")
+        }
+        ConfigError::Read { .. } => Some("is the path right, and may this user read it?"),
+        _ => None,
+    }
+}

@@ -1,0 +1,413 @@
+//! The main page as HTML. maud escapes all that comes from outside; nothing here is put in unescaped.
+
+use std::time::Duration;
+
+use eebt_page::text::{bytes, span};
+use jiff::{Timestamp, ToSpan as _, Zoned};
+use maud::{DOCTYPE, Markup, html};
+
+use super::Said;
+use crate::app::{Home, Phase, State, on_the_line};
+use crate::categories::CATEGORIES;
+use crate::checkup::Health;
+use crate::engine::Outcome;
+use crate::health::{Verdict, Way, is_listed};
+use crate::machine;
+use crate::rules::{Decision, Reason};
+use crate::settings::{Hours, Leave, Limits, Rules, Switch};
+use crate::sources::Facts;
+
+/// Seconds after which a page that follows what happens is loaded again.
+const LIVE: u32 = 5;
+
+/// Days in the chart.
+const CHART: i32 = 56;
+
+/// What is around every page.
+pub(super) fn frame(title: &str, live: bool, inside: Markup) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                @if live { meta http-equiv="refresh" content=(LIVE); }
+                title { (title) }
+                link rel="stylesheet" href="style.css";
+            }
+            body { (inside) }
+        }
+    }
+}
+
+/// The whole page.
+pub(super) fn page(state: &State, said: Option<&Said>, live: bool, directories: bool, now: &Zoned) -> Markup {
+    let inside = html! {
+        header {
+            h1 { "Exit bridge at home" }
+            nav aria-label="Sections" {
+                a href="#now" { "Now" } a href="#did" { "What it did" } a href="#home" { "Protection of your home" } a href="#address" { "Your address" }
+                a href="#rules" { "When" } a href="#limits" { "How much" } a href="#leave" { "Where to" } a href="#log" { "Decisions" }
+            }
+            p.refresh {
+                @if live { "This page is loaded again every " (LIVE) " seconds. " a href="./" { "Stop that" } }
+                @else { a href="./" { "Refresh" } " " a href="./?live" { "Refresh every " (LIVE) " seconds" } }
+            }
+        }
+        main {
+            div #said role="status" tabindex="-1" { @if let Some(said) = said { p.said { (say(said)) } } }
+            (now_section(state, directories, now))
+            (did(state, now))
+            (home(state, now))
+            (address(state, now))
+            (rules(&state.settings.rules, &state.facts))
+            (limits(&state.settings.limits))
+            (leave(&state.settings.leave))
+            (log(state, now))
+        }
+        footer {
+            p { "This page comes from the app on this computer, and only this computer can open it. No site that people visit and no person \
+                 is ever written down." }
+            form method="post" action="end" { button { "End this app" } }
+        }
+    };
+    frame("Exit bridge at home", live, inside)
+}
+
+/// A receipt, to be printed.
+pub(super) fn receipt(lines: &[String]) -> Markup {
+    let (title, rest) = lines.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+    frame(title, false, html! { main { section { h1 { (title) } pre { (rest.join("\n")) } } } })
+}
+
+/// What came of the last form.
+pub(super) fn say(said: &Said) -> Markup {
+    html! {
+        @match said {
+            Said::Agreed(true) => "Thank you. It begins when the rules below let it.",
+            Said::Agreed(false) => "Tick the box if you agree. Nothing runs until then.",
+            Said::Switched(Switch::On) => "Switched on. It serves when the rules below let it.",
+            Said::Switched(Switch::Off) => "Switched off. What is open may end within the time below.",
+            Said::Switched(Switch::Paused(_)) => "Paused. It goes on by itself afterwards.",
+            Said::Saved(what) => { "Your " (what) (if what.ends_with('s') && *what != "choice of sites" { " are" } else { " is" }) " saved, and hold from now on." }
+            Said::Autostart(true) => "It starts when you log in, from now on.",
+            Said::Autostart(false) => "It does not start by itself any more.",
+            Said::Trying => "Your home is being tried. It takes up to a minute, or until it serves; refresh then.",
+            Said::Ending => "The app ends. Start it again from your menu, or with “hebtor-volunteer”.",
+            Said::Refused(why) => { "Nothing was changed: " (why) "." }
+        }
+    }
+}
+
+fn now_section(state: &State, directories: bool, now: &Zoned) -> Markup {
+    let (class, title) = match (state.phase, state.decision) {
+        (Phase::Serving, _) => ("dot serving", "Serving".to_owned()),
+        (Phase::Starting, _) => ("dot starting", "On its way into Tor".to_owned()),
+        (Phase::Draining, Decision::Rest(reason)) => ("dot draining", format!("Ending: {reason}")),
+        (Phase::Draining, Decision::Serve) => ("dot draining", "Starting anew with what you chose".to_owned()),
+        (Phase::Resting, decision) => ("dot", capital(&decision.to_string())),
+    };
+    let today = state.usage.day(now.date());
+    let limits = &state.settings.limits;
+    html! {
+        section aria-labelledby="now" {
+            div.state {
+                h2 #now { span class=(class) aria-hidden="true" {} (title) }
+                form.switch method="post" action="switch" role="group" aria-label="Main switch" {
+                    input type="hidden" name="minutes" value="60";
+                    @let on = state.settings.switch;
+                    @for (value, text, pressed) in [
+                        ("on", "On", on == Switch::On),
+                        ("pause", "Pause for 1 hour", matches!(on, Switch::Paused(_))),
+                        ("off", "Off", on == Switch::Off),
+                    ] {
+                        button name="to" value=(value) aria-pressed=(if pressed { "true" } else { "false" }) { (text) }
+                    }
+                }
+            }
+            @if let Decision::Rest(Reason::InUse) = state.decision {
+                @if let Some(minutes) = state.settings.rules.idle_minutes {
+                    p { "It begins when nobody has used the computer for " (minutes) " min." }
+                }
+            }
+            @if let Decision::Rest(Reason::Paused(until)) = state.decision { p { "Until " (time(until, now)) "." } }
+            form method="post" action="autostart" {
+                @if machine::starts_at_log_in() { "It starts when you log in. " button name="to" value="off" { "No longer" } }
+                @else { "It does not start by itself. " button name="to" value="on" { "Start it when I log in" } }
+            }
+            @if let Some(error) = &state.error { p.error { "The exit bridge ended: " (error) ". It is tried again." } }
+            @if !directories {
+                p.notice { "No exit-bridge directory is configured, so nobody can find your address. Put one into the configuration file." }
+            }
+            ul.fears {
+                li { h3 { "My address" } p { "Lent only while this says “Serving”. " (state.totals.clients) " people now." } }
+                li { h3 { "The blame" } p { "A receipt can show when it was lent." } }
+                li { h3 { "My line" } p { (bytes(on_the_line(today.carried()))) " of " (cap(limits.day_mb)) " today, at most " (limits.down_kbs) " kB/s down and " (limits.up_kbs) " kB/s up." } }
+                li { h3 { "My computer" } p { "At most " (limits.cpu_percent) " % of one processor; nothing on battery." } }
+                li { h3 { "Does it do anything?" } p { (people(today.people)) " and " (bytes(today.carried())) " carried today." } }
+                li { h3 { "When I am here" } p { "It rests within " (limits.drain_seconds) " s." } }
+            }
+        }
+    }
+}
+
+fn cap(mb: Option<u32>) -> String {
+    mb.map_or_else(|| "no cap".to_owned(), |mb| bytes(u64::from(mb) * 1_000_000))
+}
+
+/// How many were helped, rounded: nobody's single visit is to be seen.
+fn people(circuits: u64) -> String {
+    match circuits {
+        0 => "Nobody was helped".into(),
+        1..10 => "A few people were helped".into(),
+        n => format!("About {} people were helped", n / 10 * 10),
+    }
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
+}
+
+fn time(at: Timestamp, now: &Zoned) -> String {
+    let at = at.to_zoned(now.time_zone().clone());
+    let format = if at.date() == now.date() { "%H:%M:%S" } else { "%Y-%m-%d %H:%M:%S" };
+    at.strftime(format).to_string()
+}
+
+fn did(state: &State, now: &Zoned) -> Markup {
+    let today = now.date();
+    let first = today.saturating_sub((CHART - 1).days());
+    let all = state.usage.since(first);
+    let days: Vec<_> = first.series(1.day()).take_while(|day| *day <= today).collect();
+    let most = days.iter().map(|day| state.usage.day(*day).carried()).max().unwrap_or_default().max(1);
+    html! {
+        section aria-labelledby="did" {
+            h2 #did { "What it did" }
+            p {
+                (people(all.people)) " in the last 8 weeks, in " (span(Duration::from_secs(all.seconds))) ": "
+                (bytes(all.down)) " brought, " (bytes(all.up)) " sent."
+            }
+            svg.chart viewBox="0 0 560 100" preserveAspectRatio="none" role="img" aria-label={ "Carried each day since " (first) ", at most " (bytes(most)) } {
+                line x1="0" y1="99.5" x2="560" y2="99.5" {}
+                @for (index, day) in days.iter().enumerate() {
+                    // At most 100, of a hundredth each.
+                    @let height = state.usage.day(*day).carried() * 98 / most;
+                    rect x=(index * 10 + 1) y=(99 - height) width="8" height=(height) { title { (day) ": " (bytes(state.usage.day(*day).carried())) } }
+                }
+            }
+            p { a href="receipt" { "Receipt: when your address was lent" } }
+            p.quiet { "If somebody asks, “hebtor-volunteer receipt FILE” writes a signed statement of when your address was lent, and of which \
+                       directories saw that; with --pdf, to print." }
+            @if state.settings.backed_up.is_none() {
+                p.quiet { "Your exit bridge has an identity that directories know. Save a copy with “hebtor-volunteer backup FILE”." }
+            }
+        }
+    }
+}
+
+fn home(state: &State, now: &Zoned) -> Markup {
+    html! {
+        section aria-labelledby="home" {
+            h2 #home { "Protection of your home" }
+            p { "Try it: the app goes through Tor to itself, as a stranger would, and asks for your router, this computer, and what else is \
+                 private. All of it must be refused." }
+            form method="post" action="try-home" { button { "Try to reach my router through me" } }
+            @match &state.home {
+                Home::Untried => p.quiet { "Not tried since the app was started." },
+                Home::Wanted if state.phase == Phase::Serving => p { "Being tried now." },
+                Home::Wanted => p { "It is tried as soon as it serves." },
+                Home::Tried(at, tried) if tried.is_empty() => p.error { (time(*at, now)) ": there was no way through Tor to itself. Try again." },
+                Home::Tried(at, tried) => {
+                    @let refused = tried.iter().filter(|one| one.outcome == Outcome::Refused).count();
+                    p { b { (time(*at, now)) ": refused, " (refused) " of " (tried.len()) "." } }
+                    div.wide role="region" aria-label="What was tried" tabindex="0" {
+                        table {
+                            caption { "What was tried" }
+                            thead { tr { th scope="col" { "Place" } th scope="col" { "Asked for" } th scope="col" { "Outcome" } } }
+                            tbody { @for one in tried { tr {
+                                th scope="row" { (one.place) } td { (one.target) }
+                                td { @match one.outcome {
+                                    Outcome::Refused => "refused",
+                                    Outcome::Reached => span.error { "reached: switch it off, and report this" },
+                                    Outcome::Unclear => "no clear answer; try again",
+                                } }
+                            } } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn address(state: &State, now: &Zoned) -> Markup {
+    let words = |verdict| match verdict {
+        Verdict::Good => "nothing against it",
+        Verdict::Bad => "bad",
+        Verdict::Unclear => "no clear answer",
+    };
+    html! {
+        section aria-labelledby="address" {
+            h2 #address { "Your address" }
+            p { "Once a day it is looked for in lists by which sites refuse visitors, directly and through Tor. When it is found there, this rests \
+                 until it is gone from them." }
+            @match (state.health.address, state.health.last()) {
+                (None, _) => p { "It is not known yet: an exit-bridge directory says it." },
+                (Some(address), None) => p { (address) ": not checked yet." },
+                (Some(address), Some(last)) => {
+                    p { (address) ", " (time(last.at, now)) ": "
+                        b { (if state.health.is_listed() { "listed" } else { "not listed" }) } "." }
+                    (health_chart(&state.health))
+                    div.wide role="region" aria-label="What was asked" tabindex="0" {
+                        table {
+                            caption { "What was asked" }
+                            thead { tr { th scope="col" { "List or site" } th scope="col" { "Way" } th scope="col" { "Answer" } } }
+                            tbody { @for answer in &last.answers { tr {
+                                th scope="row" { (answer.who) }
+                                td { (if answer.way == Way::Direct { "directly" } else { "through Tor" }) }
+                                td { @match (answer.canary, answer.way, answer.verdict) {
+                                    (true, Way::Tor, Verdict::Bad) => "turns Tor away, as expected",
+                                    (true, Way::Direct, Verdict::Bad) => "turns your address away",
+                                    (_, _, verdict) => (words(verdict)),
+                                } }
+                            } } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The last checks, a bar each: low where there was nothing against the address, high where it was listed.
+fn health_chart(health: &Health) -> Markup {
+    let checks: Vec<_> = health.checks.iter().rev().take(30).rev().collect();
+    html! {
+        svg.chart.small viewBox="0 0 300 40" preserveAspectRatio="none" role="img" aria-label="The last checks, oldest first" {
+            line x1="0" y1="39.5" x2="300" y2="39.5" {}
+            @for (index, check) in checks.iter().enumerate() {
+                @let bad = is_listed(&check.answers);
+                @let height = if bad { 38 } else { 8 };
+                rect.bad[bad] x=(index * 10 + 1) y=(39 - height) width="8" height=(height) {
+                    title { (check.at) ": " (if bad { "listed" } else { "not listed" }) }
+                }
+            }
+        }
+    }
+}
+
+fn tick(name: &str, on: bool, text: &str) -> Markup {
+    html! { label { input type="checkbox" name=(name) value="yes" checked[on]; (text) } }
+}
+
+fn number(name: &str, value: u32, label: &str) -> Markup {
+    html! { input type="number" name=(name) value=(value) min="0" required aria-label=(label); }
+}
+
+fn optional(name: &str, value: Option<u32>, usual: u32, before: &str, after: &str) -> Markup {
+    html! {
+        (tick(&format!("{name}_on"), value.is_some(), before)) " "
+        (number(name, value.unwrap_or(usual), &format!("{before} ({after})"))) " " (after)
+    }
+}
+
+fn rules(rules: &Rules, facts: &Facts) -> Markup {
+    let known = |fact: Option<bool>| match fact {
+        Some(true) => "now: yes",
+        Some(false) => "now: no",
+        None => "can't be told here",
+    };
+    let minute = |minute: u16| format!("{:02}:{:02}", minute / 60 % 24, minute % 60);
+    let hours = rules.hours.unwrap_or(Hours { from: 22 * 60, to: 7 * 60 });
+    let usual = Rules::default();
+    html! {
+        section aria-labelledby="rules" {
+            h2 #rules { "When it rests" }
+            form method="post" action="rules" {
+                p {
+                    (optional("idle_minutes", rules.idle_minutes, usual.idle_minutes.unwrap_or(5), "unless nobody used the computer for", "min"))
+                    span.quiet { " (" @match facts.idle { Some(idle) => { "now: " (span(idle)) } None => "can't be told here" } ")" }
+                }
+                @for (name, on, text, fact) in [
+                    ("battery", rules.battery, "on battery", facts.on_battery),
+                    ("metered", rules.metered, "on a metered line", facts.metered),
+                    ("vpn", rules.vpn, "while a VPN is on", facts.vpn),
+                    ("captive_portal", rules.captive_portal, "when the network wants a log-in", facts.captive_portal),
+                    ("full_screen", rules.full_screen, "while a program fills the screen", facts.full_screen),
+                ] {
+                    p { (tick(name, on, text)) span.quiet { " (" (known(fact)) ")" } }
+                }
+                p {
+                    (optional("other_traffic_kbs", rules.other_traffic_kbs, 500, "while the line carries for you more than", "kB/s"))
+                    span.quiet { " (" @match facts.other_traffic { Some(n) => { "now: " (bytes(n)) "/s" } None => "can't be told here" } ")" }
+                }
+                p {
+                    (tick("hours_on", rules.hours.is_some(), "except from")) " "
+                    input type="time" name="from" value=(minute(hours.from)) aria-label="from"; " to "
+                    input type="time" name="to" value=(minute(hours.to)) aria-label="to";
+                }
+                p { button { "Save rules" } }
+            }
+        }
+    }
+}
+
+fn limits(limits: &Limits) -> Markup {
+    let usual = Limits::default();
+    html! {
+        section aria-labelledby="limits" {
+            h2 #limits { "How much it may take" }
+            p.quiet { "Each byte passes your line twice: in and out again. Caps count it so." }
+            form method="post" action="limits" {
+                p { "Sites to people: " (number("down_kbs", limits.down_kbs, "sites to people, kB/s")) " kB/s; people to sites: "
+                    (number("up_kbs", limits.up_kbs, "people to sites, kB/s")) " kB/s" }
+                p { (optional("day_mb", limits.day_mb, usual.day_mb.unwrap_or_default(), "at most", "MB a day")) }
+                p { (optional("month_mb", limits.month_mb, usual.month_mb.unwrap_or_default(), "at most", "MB a month")) }
+                p { (number("clients", limits.clients, "people at once")) " people at once" }
+                p { (number("cpu_percent", limits.cpu_percent, "percent of one processor")) " % of one processor; "
+                    (number("memory_mib", limits.memory_mib, "MiB of memory")) " MiB for what waits to be sent" }
+                p { "When it is to rest, what is open may go on for " (number("drain_seconds", limits.drain_seconds, "seconds")) " s" }
+                p { button { "Save limits" } }
+            }
+        }
+    }
+}
+
+fn leave(leave: &Leave) -> Markup {
+    let some = !leave.only.is_empty();
+    html! {
+        section aria-labelledby="leave" {
+            h2 #leave { "Where people may go from here" }
+            form method="post" action="leave" {
+                p { label { input type="radio" name="sites" value="all" checked[!some]; "all of the web (ports 80 and 443, nothing private)" } }
+                p { label { input type="radio" name="sites" value="some" checked[some]; "only these kinds of sites:" } }
+                fieldset {
+                    legend { "Kinds of sites" }
+                    @for category in CATEGORIES { p { (tick(category.name, leave.only.iter().any(|n| n == category.name), category.title)) } }
+                }
+                p { label for="block_list" { "A file of domains that are never visited" } br;
+                    input #block_list name="block_list" value=(leave.block_list.as_ref().map(|p| p.display().to_string()).unwrap_or_default()); }
+                p { label for="country" { "Tell directories this country (two letters, or nothing), for people who want an address there" } br;
+                    input #country name="country" maxlength="2" value=(leave.country.map(String::from).unwrap_or_default()); }
+                p { button { "Save choice of sites" } }
+            }
+        }
+    }
+}
+
+fn log(state: &State, now: &Zoned) -> Markup {
+    html! {
+        section aria-labelledby="log" {
+            h2 #log { "The last decisions" }
+            div.wide role="region" aria-label="The last decisions" tabindex="0" {
+                table {
+                    caption { "When, what, and why" }
+                    thead { tr { th scope="col" { "From" } th scope="col" { "Decision" } } }
+                    tbody { @for entry in state.log.entries() { tr { td { (time(entry.at, now)) } td { (entry.decision) } } } }
+                }
+            }
+        }
+    }
+}
