@@ -105,7 +105,7 @@ fn an_error_leaves_hosts_where_they_go_and_the_next_one_goes_on() {
     assert!(matches!(error, AttachError::Left(_)), "{error}");
     assert!(error.hint().unwrap().contains("eebt attach --undo"));
     assert_eq!(tor.state().mapped, sent_to(1));
-    assert_eq!(left(&StateDir::open(dir.path()).unwrap()), [tor.place.clone()]);
+    assert_eq!(left(&StateDir::open(dir.path()).unwrap()), std::slice::from_ref(&tor.place));
 
     // What then fails before it is ready does not open another way, either.
     tor.state().options.insert("DisableNetwork".into(), "1".into());
