@@ -5,11 +5,16 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, Error, ensure};
 use ed25519_dalek::{Signer as _, SigningKey};
+use eebt_bridge::BridgeKeys;
+use eebt_bridge::config::ReachKind;
 use eebt_proto::descriptor::to_millis;
-use eebt_proto::directory::{DESCRIPTORS, ErrorBody, Registered, Wishes};
-use eebt_proto::{BridgeDescriptor, BridgeLine, OnionReach, PortSet, Reach, Ticket};
+use eebt_proto::directory::{ATTESTATIONS, DESCRIPTORS, ErrorBody, Registered, Wishes};
+use eebt_proto::{
+    Attestation, AttestationRequest, BridgeDescriptor, BridgeLine, OnionReach, PortSet, Reach,
+    SignedDocument, Ticket,
+};
 use futures::future::try_join_all;
 use nix::sys::signal::Signal;
 use testnet::TestNet;
@@ -26,13 +31,18 @@ const SOON: Duration = Duration::from_secs(60);
 /// How soon a withdrawal has effect: "about a second", says docs/protocol.md.
 const WITHDRAWN_WITHIN: Duration = Duration::from_secs(2);
 
-/// A signed registration of an onion exit bridge that does not exist.
-fn registration(n: u32) -> anyhow::Result<String> {
+/// The key of an onion exit bridge that does not exist.
+fn key(n: u32) -> SigningKey {
     let mut seed = [42; 32];
     seed[..4].copy_from_slice(&n.to_be_bytes());
-    let key = SigningKey::from_bytes(&seed);
+    SigningKey::from_bytes(&seed)
+}
+
+/// A signed registration of one that does not exist.
+fn registration(n: u32) -> anyhow::Result<String> {
+    let signing = key(n);
     let now = to_millis(SystemTime::now());
-    let reach = Reach::Onion(OnionReach { service: key.verifying_key().to_bytes() });
+    let reach = Reach::Onion(OnionReach { service: signing.verifying_key().to_bytes() });
     let descriptor = BridgeDescriptor {
         line: BridgeLine { reach, ports: PortSet::web(), expires: None },
         published: now,
@@ -41,7 +51,26 @@ fn registration(n: u32) -> anyhow::Result<String> {
         capacity: 1,
         software: "test".into(),
     };
-    Ok(serde_json::to_string(&descriptor.sign(|message| key.sign(message).to_bytes()))?)
+    Ok(serde_json::to_string(&descriptor.sign(|message| signing.sign(message).to_bytes()))?)
+}
+
+/// Asks a directory to say of an exit bridge that it serves, signed by whoever `sign` is.
+async fn attestation(
+    directory: &Directory,
+    identity: &[u8; 32],
+    previous: Option<SignedDocument>,
+    sign: impl Fn(&[u8]) -> [u8; 64],
+) -> anyhow::Result<Result<(SignedDocument, Attestation), String>> {
+    let published = to_millis(SystemTime::now());
+    let to = directory.address.clone();
+    let request = AttestationRequest { identity: *identity, directory: to, published, previous };
+    let (status, answer) = directory.post(ATTESTATIONS, &serde_json::to_string(&request.sign(sign))?).await?;
+    if status != 200 {
+        return Ok(Err(code(&answer)?));
+    }
+    let signed = serde_json::from_str(&answer)?;
+    let seen = Attestation::verify(&signed)?;
+    Ok(Ok((signed, seen)))
 }
 
 /// The code of an answer that is an error.
@@ -348,6 +377,43 @@ pub fn cases(suite: &mut Suite) {
             Ok(())
         },
     );
+
+    suite.case("a directory signs since when an exit bridge serves, for nobody but that one", async |lab| {
+        let directory = lab.directory().run().await?;
+        let bridge = lab.bridge().onion().registers_with(&directory).set("attest", true);
+        let mut bridge = bridge.run().await?;
+        bridge.said("attested", "directory=1", SOON).await?;
+        ensure!(!bridge.process.stderr().contains(&directory.address.to_string()), "its log says where");
+        // What it was told is told to its key again, and holds against the directory's address alone.
+        let keys = BridgeKeys::load(&bridge.config.parent().context("a folder")?.join("keys"))?;
+        let sign = |message: &[u8]| keys.sign(ReachKind::Onion, message);
+        let identity = keys.onion_reach().service;
+        let (first, seen) = attestation(&directory, &identity, None, sign).await?.map_err(Error::msg)?;
+        ensure!(seen.directory == directory.address && seen.identity == identity, "{seen:?}");
+        ensure!(seen.egress == bridge.ip && seen.from == seen.until, "{seen:?}");
+        let (_, longer) = attestation(&directory, &identity, Some(first), sign).await?.map_err(Error::msg)?;
+        ensure!(longer.from == seen.from && longer.until > seen.until, "{seen:?} {longer:?}");
+        // A stranger is told nothing of it; nor is who does not serve, or is not registered.
+        let stranger = key(1).verifying_key().to_bytes();
+        let by_stranger = |message: &[u8]| key(1).sign(message).to_bytes();
+        let refused = async |identity, expected: &str| {
+            let code = attestation(&directory, identity, None, by_stranger).await?.err();
+            ensure!(code.as_deref() == Some(expected), "{code:?} and not {expected}");
+            Ok(())
+        };
+        refused(&identity, "signature_bad").await?;
+        refused(&stranger, "exit_bridge_unknown").await?;
+        ensure!(directory.post(DESCRIPTORS, &registration(1)?).await?.0 == 200);
+        refused(&stranger, "not_serving").await?;
+        // It asks once more before it says good-bye, and not after.
+        bridge.process.signal(Signal::SIGTERM);
+        bridge.process.exit_code(Duration::from_secs(15)).await?;
+        let log = bridge.process.stderr();
+        ensure!(log.contains("attested for longer") && log.contains("withdrawn"), "{log}");
+        let code = attestation(&directory, &identity, None, sign).await?.err();
+        ensure!(code.as_deref() == Some("not_serving"), "{code:?}");
+        Ok(())
+    });
 
     suite.case("a pool's exit bridges are given to nobody but its operator", async |lab| {
         let shares = toml::Table::from_iter([("reserve".into(), 0.into()), ("private".into(), 100.into())]);
