@@ -66,12 +66,15 @@ pub struct Api {
     pub seal: Option<Seal>,
 }
 
+/// Ed25519 over some bytes, with a key that is kept where this is made.
+pub type Sign = dyn Fn(&[u8]) -> [u8; 64] + Send + Sync;
+
 /// The key of the directory's onion service, for attestations.
 pub struct Seal {
     /// The onion address, which names the key.
     pub directory: OnionReach,
-    /// Ed25519 with it.
-    pub sign: Box<dyn Fn(&[u8]) -> [u8; 64] + Send + Sync>,
+    /// Signs with it.
+    pub sign: Box<Sign>,
 }
 
 /// An answer that is an error.
