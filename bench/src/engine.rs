@@ -55,7 +55,11 @@ pub fn measure(rounds: usize, report: &mut Report) -> anyhow::Result<()> {
 fn policy() -> ExitPolicy {
     // Loopback stands for the Internet here.
     let lifted = vec![IpAddr::from(Ipv4Addr::LOCALHOST).into()];
-    ExitPolicy { ports: "1-65535".parse::<PortSet>().unwrap_or_else(|_| PortSet::web()), lifted, ..ExitPolicy::default() }
+    ExitPolicy {
+        ports: "1-65535".parse::<PortSet>().unwrap_or_else(|_| PortSet::web()),
+        lifted,
+        ..ExitPolicy::default()
+    }
 }
 
 /// Decisions in a second, over addresses of all kinds.

@@ -206,9 +206,8 @@ impl Throttle {
 
     /// Takes `n` bytes, and says how long to wait before they move on.
     pub fn spend(&self, way: Way, n: f64, now: Instant) -> Duration {
-        let spend = |bucket: &Mutex<TokenBucket>| {
-            bucket.lock().unwrap_or_else(PoisonError::into_inner).spend(n, now)
-        };
+        let spend =
+            |bucket: &Mutex<TokenBucket>| bucket.lock().unwrap_or_else(PoisonError::into_inner).spend(n, now);
         spend(&self.both).max(spend(self.bucket(way)))
     }
 }

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
 use crate::connect::{Connector, Group};
-use eebt_tor::{Https, fetch};
 use crate::route::normal;
+use eebt_tor::{Https, fetch};
 
 /// The list that comes with the program.
 const SHIPPED: &str = include_str!("../data/blockers.txt");

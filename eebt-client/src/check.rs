@@ -15,8 +15,8 @@ use serde::{Serialize, Serializer};
 use tokio::time::timeout;
 
 use crate::blocked::Answer;
-use eebt_tor::Https;
 use crate::{Config, RunError, probe};
+use eebt_tor::Https;
 
 /// How many paths are tried to one exit bridge, and how long all of them may take.
 const MAX_PATHS: usize = 3;

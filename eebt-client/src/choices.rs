@@ -6,8 +6,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use eebt_page::private_file;
 use crate::route::{Route, Rule, is_onion, normal};
+use eebt_page::private_file;
 
 /// Most choices.
 const MAX: usize = 2000;

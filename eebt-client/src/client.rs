@@ -21,11 +21,11 @@ use crate::circuits::Circuits;
 use crate::config::{Config, parse_bridge_lines};
 use crate::connect::Connector;
 use crate::find::Finder;
-use eebt_tor::Https;
 use crate::listen;
 use crate::page::Page;
 use crate::probe;
 use crate::route::Mode;
+use eebt_tor::Https;
 
 /// How often the bridge file is looked at.
 const BRIDGE_FILE_EVERY: Duration = Duration::from_secs(1);

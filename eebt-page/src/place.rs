@@ -126,7 +126,8 @@ pub fn entrance(state_dir: &Path, program: &'static str) -> Result<PathBuf, Plac
     let path = state_dir.join(ENTRANCE_FILE);
     // The address has neither quotes nor angle brackets: we made it.
     let page = format!("<!DOCTYPE html><meta http-equiv=\"refresh\" content=\"0; url={url}{ENTRANCE}\">\n");
-    private_file::write(&path, page.as_bytes()).map_err(|source| PlaceError::Write { path: path.clone(), source })?;
+    private_file::write(&path, page.as_bytes())
+        .map_err(|source| PlaceError::Write { path: path.clone(), source })?;
     Ok(path)
 }
 

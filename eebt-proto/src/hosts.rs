@@ -122,7 +122,9 @@ mod tests {
     #[test]
     fn a_domain_has_all_names_below_it_and_no_lookalikes() {
         let set: HostSet = "# mine\nexample.com\n*.a.example # and below\n.b.example\n".parse().unwrap();
-        for name in ["example.com", "www.example.com", "a.b.example.com", "a.example", "x.a.example", "x.b.example"] {
+        for name in
+            ["example.com", "www.example.com", "a.b.example.com", "a.example", "x.a.example", "x.b.example"]
+        {
             assert!(set.contains(name), "{name}");
         }
         for name in ["notexample.com", "example.com.evil.example", "com", "b.b", ""] {
@@ -135,7 +137,9 @@ mod tests {
     fn hosts_files_are_lists_and_slips_name_their_line() {
         let set: HostSet = "127.0.0.1 localhost\n0.0.0.0 ads.example\n::1 ip6-localhost\n".parse().unwrap();
         assert!(set.contains("ads.example") && set.len() == 1);
-        for (text, line) in [("a.example\nb c d", 2), ("http://x.example/", 1), ("10.0.0.1 x.example", 1), ("192.0.2.1", 1)] {
+        for (text, line) in
+            [("a.example\nb c d", 2), ("http://x.example/", 1), ("10.0.0.1 x.example", 1), ("192.0.2.1", 1)]
+        {
             assert_eq!(text.parse::<HostSet>(), Err(HostSetError { line }), "{text}");
         }
     }

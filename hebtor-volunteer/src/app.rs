@@ -226,7 +226,8 @@ impl App {
     fn decide(&self, governor: &mut Governor, facts: &Facts, now: &Zoned) -> Decision {
         let mut state = self.state();
         let cap = state.usage.cap(&state.settings.limits, now.date());
-        let decision = governor.decide(&state.settings, facts, Standing { cap, listed: state.health.is_listed() }, now);
+        let decision =
+            governor.decide(&state.settings, facts, Standing { cap, listed: state.health.is_listed() }, now);
         state.facts = facts.clone();
         state.decision = decision;
         if state.log.note(now.timestamp(), decision) {

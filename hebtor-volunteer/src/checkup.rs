@@ -173,7 +173,11 @@ mod tests {
 
     fn check(at: i64, address: &str, verdict: Verdict) -> Checked {
         let answer = Answer { who: "bl.example".into(), canary: false, way: Way::Direct, verdict };
-        Checked { at: Timestamp::from_second(at).unwrap(), address: address.parse().unwrap(), answers: vec![answer] }
+        Checked {
+            at: Timestamp::from_second(at).unwrap(),
+            address: address.parse().unwrap(),
+            answers: vec![answer],
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@ use serde::Deserialize;
 use crate::health::BlockList;
 
 /// Where the page is, unless something else is said.
-pub const DEFAULT_PAGE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9153);
+pub const DEFAULT_PAGE: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9153);
 
 /// The configuration. Every field has a default that works.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -32,7 +33,14 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { state_dir: None, page: DEFAULT_PAGE, directories: Vec::new(), block_lists: BlockList::usual(), canaries: Vec::new(), bridge: toml::Table::new() }
+        Self {
+            state_dir: None,
+            page: DEFAULT_PAGE,
+            directories: Vec::new(),
+            block_lists: BlockList::usual(),
+            canaries: Vec::new(),
+            bridge: toml::Table::new(),
+        }
     }
 }
 
@@ -75,7 +83,9 @@ impl Config {
             Some(dir) => Ok(dir.clone()),
             None => directories::ProjectDirs::from("", "", "hebtor-volunteer")
                 .map(|dirs| dirs.state_dir().unwrap_or(dirs.data_local_dir()).to_owned())
-                .ok_or_else(|| ConfigError::field("state_dir", "is not set, and there is no home folder to put it in")),
+                .ok_or_else(|| {
+                    ConfigError::field("state_dir", "is not set, and there is no home folder to put it in")
+                }),
         }
     }
 }

@@ -186,7 +186,10 @@ async fn ask(question: Question, runtime: TorRuntime) -> anyhow::Result<Vec<Answ
                 visit(page, https.as_ref().ok(), open).await
             }
             Way::Tor => match &tor {
-                Some(tor) => visit(page, https.as_ref().ok(), async |host: &str, port| through(tor, host, port).await).await,
+                Some(tor) => {
+                    visit(page, https.as_ref().ok(), async |host: &str, port| through(tor, host, port).await)
+                        .await
+                }
                 None => Verdict::Unclear,
             },
         };
@@ -199,7 +202,8 @@ async fn ask(question: Question, runtime: TorRuntime) -> anyhow::Result<Vec<Answ
 }
 
 async fn bootstrap(question: &Question, runtime: TorRuntime) -> anyhow::Result<Arc<TorClient<TorRuntime>>> {
-    let config = eebt_tor::tor_client_config(&question.state_dir, question.network.as_deref(), &question.tor)?;
+    let config =
+        eebt_tor::tor_client_config(&question.state_dir, question.network.as_deref(), &question.tor)?;
     let tor = TorClient::with_runtime(runtime).config(config).create_unbootstrapped_async().await?;
     tor.bootstrap().await?;
     Ok(tor)
@@ -246,7 +250,11 @@ async fn direct(
     Ok(socket.connect(SocketAddr::new(*ip, port)).await?)
 }
 
-async fn through(tor: &TorClient<TorRuntime>, host: &str, port: u16) -> anyhow::Result<arti_client::DataStream> {
+async fn through(
+    tor: &TorClient<TorRuntime>,
+    host: &str,
+    port: u16,
+) -> anyhow::Result<arti_client::DataStream> {
     Ok(tor.connect((host, port)).await?)
 }
 
@@ -290,7 +298,8 @@ mod tests {
     fn a_list_is_read_as_it_is_meant() {
         let list = BlockList { zone: "bl.example".into(), from: 2, to: 9 };
         assert_eq!(list.name("198.51.100.7".parse().unwrap()), "7.100.51.198.bl.example");
-        let says = |answer: &[&str]| list.says(&answer.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<_>>());
+        let says =
+            |answer: &[&str]| list.says(&answer.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<_>>());
         assert_eq!(says(&["127.0.0.4"]), Verdict::Bad);
         assert_eq!(says(&["127.0.0.10"]), Verdict::Good, "a home's");
         assert_eq!(says(&["127.0.0.10", "127.0.0.2"]), Verdict::Bad);
@@ -321,6 +330,9 @@ mod tests {
         let canary = |verdict| answer(true, Way::Direct, verdict);
         assert!(!is_listed(&[canary(bad), canary(good), canary(good)]));
         assert!(is_listed(&[canary(bad), canary(good), canary(unclear)]));
-        assert!(!is_listed(&[canary(good), answer(true, Way::Tor, bad)]), "that Tor is turned away is no news");
+        assert!(
+            !is_listed(&[canary(good), answer(true, Way::Tor, bad)]),
+            "that Tor is turned away is no news"
+        );
     }
 }

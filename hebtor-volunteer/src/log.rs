@@ -75,7 +75,10 @@ mod tests {
         }
         assert_eq!(log.entries().count(), KEPT);
         let last = log.entries().next().copied().unwrap();
-        assert_eq!(last, Entry { at: Timestamp::from_second(118).unwrap(), decision: Decision::Rest(Reason::InUse) });
+        assert_eq!(
+            last,
+            Entry { at: Timestamp::from_second(118).unwrap(), decision: Decision::Rest(Reason::InUse) }
+        );
         assert_eq!(Log::load(dir.path()).entries().next(), Some(&last));
     }
 }

@@ -132,7 +132,8 @@ pub fn receipt(state_dir: &Path, first: Timestamp, last: Timestamp) -> Result<Re
 pub fn write_new(to: &Path, bytes: &[u8]) -> Result<(), MachineError> {
     let mut options = std::fs::OpenOptions::new();
     let file = options.write(true).create_new(true).mode(0o600).open(to);
-    file.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all())).map_err(failed("write", to))
+    file.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .map_err(failed("write", to))
 }
 
 /// A copy of an identity.

@@ -14,9 +14,9 @@ use eebt_tor::ConfigError;
 use hebtor_volunteer::page::{self, Page};
 use hebtor_volunteer::receipt::Receipt;
 use hebtor_volunteer::remote::{self, RemoteError};
+use hebtor_volunteer::settings::Settings;
 use hebtor_volunteer::sources::fake::FromFile;
 use hebtor_volunteer::sources::{Facts, Source, Watch, of_this_machine};
-use hebtor_volunteer::settings::Settings;
 use hebtor_volunteer::{App, Config, engine, health, machine, window};
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -279,7 +279,9 @@ fn only_one(state_dir: &Path) -> anyhow::Result<Option<File>> {
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
     }
 }
 
@@ -303,7 +305,10 @@ fn asked(state_dir: &Path) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         anyhow::bail!("--yes: is needed where nobody can be asked");
     }
-    eprintln!("This takes away {}, with the identity of your exit bridge, and the start at log-in.", state_dir.display());
+    eprintln!(
+        "This takes away {}, with the identity of your exit bridge, and the start at log-in.",
+        state_dir.display()
+    );
     eprint!("Go on? [y/N] ");
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;

@@ -66,7 +66,8 @@ async fn ask(state_dir: &Path, what: &str, fields: Option<&str>) -> Result<(Stat
             .header("origin", format!("http://{address}"))
             .header("content-type", "application/x-www-form-urlencoded");
     }
-    let request = request.body(Full::new(Bytes::from(fields.unwrap_or_default().to_owned()))).map_err(answer)?;
+    let request =
+        request.body(Full::new(Bytes::from(fields.unwrap_or_default().to_owned()))).map_err(answer)?;
     let response = sender.send_request(request).await.map_err(answer)?;
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(answer)?.to_bytes();

@@ -106,7 +106,13 @@ pub struct Governor {
 
 impl Governor {
     /// What is to be done at this time. What the owner wants comes first, then what can't be helped, then the machine.
-    pub fn decide(&mut self, settings: &Settings, facts: &Facts, standing: Standing, now: &Zoned) -> Decision {
+    pub fn decide(
+        &mut self,
+        settings: &Settings,
+        facts: &Facts,
+        standing: Standing,
+        now: &Zoned,
+    ) -> Decision {
         let (rules, at) = (&settings.rules, now.timestamp());
         let idle_for = rules.idle_minutes.map(|minutes| Duration::from_secs(u64::from(minutes) * 60));
         // No minute of a day is 1440.
@@ -184,9 +190,13 @@ mod tests {
             (Facts { on_battery: yes, ..idle() }, Reason::Battery, |s| s.rules.battery = false),
             (Facts { metered: yes, ..idle() }, Reason::Metered, |s| s.rules.metered = false),
             (Facts { vpn: yes, ..idle() }, Reason::Vpn, |s| s.rules.vpn = false),
-            (Facts { captive_portal: yes, ..idle() }, Reason::CaptivePortal, |s| s.rules.captive_portal = false),
+            (Facts { captive_portal: yes, ..idle() }, Reason::CaptivePortal, |s| {
+                s.rules.captive_portal = false
+            }),
             (Facts { full_screen: yes, ..idle() }, Reason::FullScreen, |s| s.rules.full_screen = false),
-            (Facts { idle: Some(Duration::from_secs(299)), ..idle() }, Reason::InUse, |s| s.rules.idle_minutes = None),
+            (Facts { idle: Some(Duration::from_secs(299)), ..idle() }, Reason::InUse, |s| {
+                s.rules.idle_minutes = None
+            }),
             (Facts { other_traffic: Some(500_001), ..idle() }, Reason::OtherTraffic, |s| {
                 s.rules.other_traffic_kbs = None;
             }),

@@ -110,7 +110,7 @@ pub struct Limits {
 }
 
 /// What may leave from this address. Web ports in each case.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Leave {
     /// Only sites of these [categories](crate::categories); all, where there is none.
@@ -148,12 +148,6 @@ impl Default for Limits {
             cpu_percent: 25,
             drain_seconds: 20,
         }
-    }
-}
-
-impl Default for Leave {
-    fn default() -> Self {
-        Self { only: Vec::new(), block_list: None, country: None }
     }
 }
 
@@ -233,7 +227,11 @@ impl Settings {
     pub fn check(&self) -> Result<(), SettingsError> {
         let (rules, limits) = (&self.rules, &self.limits);
         for (field, problem, ok) in [
-            ("idle_minutes", "must be from 1 to 600", rules.idle_minutes.is_none_or(|n| (1..=600).contains(&n))),
+            (
+                "idle_minutes",
+                "must be from 1 to 600",
+                rules.idle_minutes.is_none_or(|n| (1..=600).contains(&n)),
+            ),
             ("other_traffic_kbs", "must be at least 1", rules.other_traffic_kbs != Some(0)),
             (
                 "hours",
@@ -296,7 +294,9 @@ mod tests {
         settings.leave.country = Some("SE".parse().unwrap());
         settings.save(dir.path()).unwrap();
         assert_eq!(Settings::load(dir.path()).unwrap(), settings);
-        for bad in ["{", r#"{"rulez":{}}"#, r#"{"limits":{"up_kbs":0}}"#, r#"{"rules":{"hours":{"from":5,"to":5}}}"#] {
+        for bad in
+            ["{", r#"{"rulez":{}}"#, r#"{"limits":{"up_kbs":0}}"#, r#"{"rules":{"hours":{"from":5,"to":5}}}"#]
+        {
             std::fs::write(dir.path().join(FILE), bad).unwrap();
             assert!(Settings::load(dir.path()).is_err(), "{bad}");
         }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use ksni::menu::StandardItem;
 use ksni::{Icon, MenuItem, ToolTip, Tray, TrayMethods as _};
-use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Phase};
@@ -37,7 +37,9 @@ impl Shown {
             Phase::Serving => ([0x1a, 0x7f, 0x37], "serving".to_owned()),
             Phase::Starting => ([0xd4, 0x96, 0x1c], "on its way into Tor".to_owned()),
             Phase::Draining => ([0xd4, 0x96, 0x1c], "ending".to_owned()),
-            Phase::Resting if state.error.is_some() => ([0xb4, 0x2b, 0x2b], "the exit bridge ended".to_owned()),
+            Phase::Resting if state.error.is_some() => {
+                ([0xb4, 0x2b, 0x2b], "the exit bridge ended".to_owned())
+            }
             Phase::Resting => ([0x80, 0x88, 0x92], state.decision.to_string()),
         };
         Self { colour, text }
@@ -91,7 +93,8 @@ impl Tray for Volunteer {
         let item = |label: &str, does: fn(&mut Self)| -> MenuItem<Self> {
             StandardItem { label: label.into(), activate: Box::new(does), ..StandardItem::default() }.into()
         };
-        let state = StandardItem { label: self.shown.text.clone(), enabled: false, ..StandardItem::default() };
+        let state =
+            StandardItem { label: self.shown.text.clone(), enabled: false, ..StandardItem::default() };
         vec![
             state.into(),
             MenuItem::Separator,

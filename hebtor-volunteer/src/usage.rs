@@ -201,7 +201,11 @@ mod tests {
         usage.save(10_000_000).unwrap();
         let after_crash = Usage::load(dir.path(), today).unwrap();
         assert_eq!(after_crash.cap(&limits, today), Some(Cap::Day));
-        assert_eq!(after_crash.day(today).carried(), 3, "it is held against the cap, and not shown as carried");
+        assert_eq!(
+            after_crash.day(today).carried(),
+            3,
+            "it is held against the cap, and not shown as carried"
+        );
         usage.save(0).unwrap();
         let in_order = Usage::load(dir.path(), today).unwrap();
         assert_eq!((in_order.cap(&limits, today), in_order.day(today).people), (None, 4));

@@ -126,7 +126,11 @@ async fn package(lab: &Lab, name: &str) -> anyhow::Result<PathBuf> {
     let target = programs.ancestors().nth(2).context("a target folder")?;
     let out = lab.folder("deb");
     let made = done(
-        Command::new(script).arg(&out).arg(name).env("CARGO_TARGET_DIR", target).env("SOURCE_DATE_EPOCH", "1700000000"),
+        Command::new(script)
+            .arg(&out)
+            .arg(name)
+            .env("CARGO_TARGET_DIR", target)
+            .env("SOURCE_DATE_EPOCH", "1700000000"),
     )
     .await?;
     Ok(String::from_utf8_lossy(&made.stdout).trim().into())

@@ -20,7 +20,8 @@ pub fn cases(suite: &mut Suite) {
     suite.case("volunteer: an address that gets listed rests, and comes back", listed);
     suite.case("volunteer: a receipt that directories countersigned", receipts);
     suite.case("volunteer: what it costs while it waits, and while it serves", costs);
-    suite.case("volunteer: one at a time, a copy of its identity, and an end that leaves nothing", at_the_end);
+    suite
+        .case("volunteer: one at a time, a copy of its identity, and an end that leaves nothing", at_the_end);
     suite.case("volunteer: the home can't be reached through it, and the owner can see that", home);
 }
 
@@ -101,20 +102,23 @@ async fn limits(lab: &Lab) -> anyhow::Result<()> {
     let open = lab.origins.open();
     ensure!(client.get(&open.url("/")).await?.status == 200);
 
-    // Over all streams together.
+    // Over all streams together. The way there is no part of the limit.
     let start = Instant::now();
-    let url = open.url("/bulk/3000000");
+    ensure!(client.get(&open.url("/")).await?.status == 200);
+    let way = start.elapsed();
+    let start = Instant::now();
+    let url = open.url("/bulk/6000000");
     for page in futures::future::join_all((0..4).map(|_| client.get(&url))).await {
-        page?.is_bulk(3_000_000)?;
+        page?.is_bulk(6_000_000)?;
     }
-    within(12_000_000.0 / start.elapsed().as_secs_f64(), 1_000_000.0)?;
+    within(24_000_000.0 / (start.elapsed() - way).as_secs_f64(), 1_000_000.0)?;
     let start = Instant::now();
     client.upload(open, "/sink", 6_000_000).await?;
-    within(6_000_000.0 / start.elapsed().as_secs_f64(), 500_000.0)?;
+    within(6_000_000.0 / (start.elapsed() - way).as_secs_f64(), 500_000.0)?;
 
     // The cap of the day holds, also over a crash.
     let used = volunteer.status().await?["carried_today"].as_u64().context("carried")?;
-    ensure!(used >= 18_000_000, "{used}");
+    ensure!(used >= 30_000_000, "{used}");
     let cap = used * 21 / 10 / 1_000_000 + 20;
     volunteer.form("limits", &LIMITS.replace("day_mb=10", &format!("day_mb_on=yes&day_mb={cap}"))).await?;
     volunteer.until("phase", "serving", SOON).await?;
@@ -126,12 +130,14 @@ async fn limits(lab: &Lab) -> anyhow::Result<()> {
     volunteer.process.signal(nix::sys::signal::Signal::SIGKILL);
     volunteer = volunteer.restart().await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    volunteer.until("decision", "paused: it has carried as much as you allow for a day", Duration::from_secs(5)).await?;
+    volunteer
+        .until("decision", "paused: it has carried as much as you allow for a day", Duration::from_secs(5))
+        .await?;
     ensure!(volunteer.engine().is_none(), "it serves over its cap");
     Ok(())
 }
 
-/// Within 5 % of what was set. A little of it goes to the way there, which is no part of the limit.
+/// Within 5 % of what was set.
 fn within(measured: f64, set: f64) -> anyhow::Result<()> {
     let ratio = measured / set;
     ensure!((0.95..=1.05).contains(&ratio), "{measured:.0} B/s, and {set:.0} were set");
@@ -163,6 +169,7 @@ async fn in_chromium(lab: &Lab) -> anyhow::Result<()> {
         ensure!(start.elapsed() < Duration::from_secs(10), "it led to {}", browser.url().await?);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    browser.open(&url).await?;
     ensure!(browser.html().await?.contains("Nothing runs yet"));
     browser.picture("volunteer-1-consent").await?;
     browser.click("form[action=agree] button").await?;
@@ -317,7 +324,9 @@ async fn costs(lab: &Lab) -> anyhow::Result<()> {
     let directory = lab.directory().run().await?;
     let volunteer = lab.volunteer(Some(&directory)).await?;
     agree(&volunteer).await?;
-    volunteer.form("limits", &LIMITS.replace("cpu_percent=100", "cpu_percent=10").replace("day_mb=10", "")).await?;
+    volunteer
+        .form("limits", &LIMITS.replace("cpu_percent=100", "cpu_percent=10").replace("day_mb=10", ""))
+        .await?;
     volunteer.until("directories", 1, SOON).await?;
     let engine = volunteer.engine().context("no exit bridge")?;
     let client = lab.client().asks(&directory).run().await?;

@@ -21,5 +21,5 @@ pub use ctor::{CTor, Control, patched_tor, relay_line};
 pub use dns::Dns;
 pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab, Way, circuit_reach, curl};
 pub use operator::Operator;
-pub use volunteer::Volunteer;
 pub use process::{Running, binary, connections_of, peers_of};
+pub use volunteer::Volunteer;

@@ -8,10 +8,10 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use crate::Lab;
 use crate::directory::Directory;
 use crate::lab::LOG;
 use crate::process::{Running, binary};
-use crate::Lab;
 
 /// The app.
 pub struct Volunteer {
@@ -68,7 +68,9 @@ async fn start(dir: &std::path::Path) -> anyhow::Result<Running> {
     command.arg("--facts").arg(dir.join("facts.json")).env("RUST_LOG", LOG);
     command.env("HOME", dir.join("home")).env("XDG_CONFIG_HOME", dir.join("home/.config"));
     let mut process = Running::start(command, dir)?;
-    process.wait_for("ready line", |_, err| err.lines().any(|l| l.starts_with("ready: ")).then_some(())).await?;
+    process
+        .wait_for("ready line", |_, err| err.lines().any(|l| l.starts_with("ready: ")).then_some(()))
+        .await?;
     Ok(process)
 }
 
@@ -90,7 +92,11 @@ impl Volunteer {
     /// Ends it in order, and starts it again.
     pub async fn end_and_restart(mut self) -> anyhow::Result<Self> {
         self.process.signal(nix::sys::signal::Signal::SIGTERM);
-        ensure!(self.process.exit_code(Duration::from_secs(60)).await? == Some(0), "{}", self.process.stderr());
+        ensure!(
+            self.process.exit_code(Duration::from_secs(60)).await? == Some(0),
+            "{}",
+            self.process.stderr()
+        );
         self.restart().await
     }
 
@@ -129,14 +135,23 @@ impl Volunteer {
     }
 
     /// Waits until a field of the status has this value; how long that took.
-    pub async fn until(&self, field: &str, value: impl Into<Value>, limit: Duration) -> anyhow::Result<Duration> {
+    pub async fn until(
+        &self,
+        field: &str,
+        value: impl Into<Value>,
+        limit: Duration,
+    ) -> anyhow::Result<Duration> {
         let (start, value) = (Instant::now(), value.into());
         loop {
             let status = self.status().await?;
             if status[field] == value {
                 return Ok(start.elapsed());
             }
-            ensure!(start.elapsed() < limit, "{field} does not become {value}: {status}\n{}", self.process.stderr());
+            ensure!(
+                start.elapsed() < limit,
+                "{field} does not become {value}: {status}\n{}",
+                self.process.stderr()
+            );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }

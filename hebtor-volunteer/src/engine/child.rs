@@ -21,7 +21,8 @@ use crate::categories;
 /// How often it looks at its counters and at the time that it took.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Smallest burst, in bytes: some cells.
+/// Smallest burst, in bytes: some cells. Else it is what a quarter of a second brings, so that a machine that is busy elsewhere for a
+/// moment makes up for it.
 const MIN_BURST: f64 = 16_384.0;
 
 /// Runs it, until standard input ends or it is told to.
@@ -44,7 +45,9 @@ fn start() -> anyhow::Result<()> {
     let (tokio, runtime) = eebt_tor::create_runtime(1)?;
     tokio.block_on(async move {
         let mut orders = orders();
-        let Some(Order::Start(start)) = orders.recv().await else { anyhow::bail!("it was not told how to start") };
+        let Some(Order::Start(start)) = orders.recv().await else {
+            anyhow::bail!("it was not told how to start")
+        };
         let Start { config, only, block_list, cpu_percent, own_address, rates } = *start;
         let mut config: Config = toml::from_str(&config)?;
         config.hosts = host_rules(&only, block_list.as_deref())?;
@@ -145,7 +148,7 @@ async fn look(status: &Status, throttle: &Throttle, mut wanted: watch::Receiver<
             set = Some((rates, factor));
             for (way, rate) in [(Way::Up, rates.up), (Way::Down, rates.down)] {
                 let per_second = rate * factor;
-                throttle.set(way, Rate { per_second, burst: (per_second / 10.0).max(MIN_BURST) }, now);
+                throttle.set(way, Rate { per_second, burst: (per_second / 4.0).max(MIN_BURST) }, now);
             }
         }
         let totals = status.totals();

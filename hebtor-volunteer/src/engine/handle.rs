@@ -46,7 +46,9 @@ impl Engine {
     /// [`EngineError`].
     pub(crate) async fn start(with: Start) -> Result<Self, EngineError> {
         // Not by its path: an update may have put another program there.
-        let program = if cfg!(target_os = "linux") { "/proc/self/exe".into() } else {
+        let program = if cfg!(target_os = "linux") {
+            "/proc/self/exe".into()
+        } else {
             std::env::current_exe().map_err(EngineError)?
         };
         let mut command = Command::new(program);
@@ -143,7 +145,9 @@ impl Engine {
         match self.child.try_wait() {
             Ok(None) => None,
             Ok(Some(status)) if status.success() || self.ends.is_some() => Some(None),
-            Ok(Some(status)) => Some(Some(self.failed.take().unwrap_or_else(|| format!("it ended: {status}")))),
+            Ok(Some(status)) => {
+                Some(Some(self.failed.take().unwrap_or_else(|| format!("it ended: {status}"))))
+            }
             Err(error) => Some(Some(error.to_string())),
         }
     }

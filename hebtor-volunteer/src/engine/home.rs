@@ -68,7 +68,10 @@ async fn try_one(circuit: &Circuit, host: &str, port: u16) -> Outcome {
 }
 
 /// What must not be reached: place in words, host and port.
-fn places(router: Option<Ipv4Addr>, own: impl IntoIterator<Item = IpAddr>) -> Vec<(&'static str, String, u16)> {
+fn places(
+    router: Option<Ipv4Addr>,
+    own: impl IntoIterator<Item = IpAddr>,
+) -> Vec<(&'static str, String, u16)> {
     let router = router.unwrap_or(Ipv4Addr::new(192, 168, 1, 1));
     let own: Vec<IpAddr> = own.into_iter().collect();
     let mine = own.iter().find(|ip| ip.is_ipv4() && !ip.is_loopback());
@@ -130,7 +133,9 @@ mod tests {
         assert_eq!(places.len(), 14);
         for (place, host, port) in places {
             match Target::new(&host, port) {
-                Ok(Target { host: Host::Ip(ip), .. }) => assert!(special_use(ip).is_some(), "{place}: {host}"),
+                Ok(Target { host: Host::Ip(ip), .. }) => {
+                    assert!(special_use(ip).is_some(), "{place}: {host}")
+                }
                 Ok(_) => panic!("{place}: {host} is a name of public DNS"),
                 Err(error) => assert_eq!(error, eebt_proto::TargetError::LocalName, "{place}"),
             }

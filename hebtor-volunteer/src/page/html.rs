@@ -105,7 +105,9 @@ fn now_section(state: &State, directories: bool, now: &Zoned) -> Markup {
         (Phase::Serving, _) => ("dot serving", "Serving".to_owned()),
         (Phase::Starting, _) => ("dot starting", "On its way into Tor".to_owned()),
         (Phase::Draining, Decision::Rest(reason)) => ("dot draining", format!("Ending: {reason}")),
-        (Phase::Draining, Decision::Serve) => ("dot draining", "Starting anew with what you chose".to_owned()),
+        (Phase::Draining, Decision::Serve) => {
+            ("dot draining", "Starting anew with what you chose".to_owned())
+        }
         (Phase::Resting, decision) => ("dot", capital(&decision.to_string())),
     };
     let today = state.usage.day(now.date());

@@ -115,9 +115,20 @@ impl Page {
         let router = Router::new()
             .route("/agree", form(agree))
             .route("/switch", form(switch))
-            .route("/rules", form(|door: &Door, fields| save(door, "rules", |s| parse::rules(&mut s.rules, fields))))
-            .route("/limits", form(|door: &Door, fields| save(door, "limits", |s| parse::limits(&mut s.limits, fields))))
-            .route("/leave", form(|door: &Door, fields| save(door, "choice of sites", |s| parse::leave(&mut s.leave, fields))))
+            .route(
+                "/rules",
+                form(|door: &Door, fields| save(door, "rules", |s| parse::rules(&mut s.rules, fields))),
+            )
+            .route(
+                "/limits",
+                form(|door: &Door, fields| save(door, "limits", |s| parse::limits(&mut s.limits, fields))),
+            )
+            .route(
+                "/leave",
+                form(|door: &Door, fields| {
+                    save(door, "choice of sites", |s| parse::leave(&mut s.leave, fields))
+                }),
+            )
             .route("/try-home", form(try_home))
             .route("/backed-up", form(backed_up))
             .route("/autostart", form(autostart))
@@ -254,10 +265,10 @@ fn autostart(_: &Door, fields: &Fields) -> Option<Said> {
         "off" => false,
         _ => return None,
     };
-    Some(machine::start_at_log_in(yes).map_or_else(
-        |error| Said::Refused(error.to_string()),
-        |()| Said::Autostart(yes),
-    ))
+    Some(
+        machine::start_at_log_in(yes)
+            .map_or_else(|error| Said::Refused(error.to_string()), |()| Said::Autostart(yes)),
+    )
 }
 
 fn end(door: &Door, _: &Fields) -> Option<Said> {
