@@ -469,7 +469,7 @@ pub fn on_the_line(carried: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{CONSENT, Consent, Hours};
+    use crate::settings::{CONSENT, Consent};
     use crate::usage::Cap;
     use std::collections::BTreeMap;
 
@@ -509,11 +509,7 @@ mod tests {
     fn a_week_of_decisions_follows_the_owners_life() {
         let dir = tempfile::tempdir().unwrap();
         let app = app(dir.path());
-        app.change(|settings| {
-            settings.limits.day_mb = Some(2_100);
-            settings.rules.hours = Some(Hours { from: 0, to: 23 * 60 });
-        })
-        .unwrap();
+        app.change(|settings| settings.limits.day_mb = Some(2_100)).unwrap();
         // From a Monday on; on the Sunday clocks go back by an hour.
         let mut now: Zoned = "2026-10-19T00:00:00[Europe/Stockholm]".parse().unwrap();
         let end: Zoned = "2026-10-26T00:00:00[Europe/Stockholm]".parse().unwrap();
@@ -524,10 +520,10 @@ mod tests {
         while now < end {
             idle = if is_used(&now) { Duration::ZERO } else { idle + Duration::from_secs(60) };
             let decision = app.decide(&mut governor, &facts(&now, idle), &now);
-            // 50 kB a second while it serves: at 14 or so the day's cap is reached where it served from midnight on.
+            // 50 kB a second while it serves, so that the day's cap is reached at six.
             if decision == Decision::Serve {
                 app.state().usage.add(now.date(), Day { down: 50_000 * 60, seconds: 60, ..Day::default() });
-                assert!(idle >= Duration::from_secs(300) && now.hour() < 23 && now.hour() != 21, "{now}");
+                assert!(idle >= Duration::from_secs(300) && now.hour() < 7, "{now}");
             }
             *minutes.entry(decision.to_string()).or_default() += 1;
             changes += u32::from(last.replace(decision) != Some(decision));
@@ -535,10 +531,13 @@ mod tests {
         }
         // A week has 10080 minutes, and this one an hour more.
         assert_eq!(minutes.values().sum::<u32>(), 10_140);
-        assert_eq!(minutes["paused: you chose other hours"], 7 * 60);
-        // The cap: 1 GB carried, 333 minutes and a third.
+        // The cap: 1 GB carried, 333 minutes and a third. Before it comes the backup; behind it nothing.
         assert_eq!(minutes["serving"], 7 * 334);
-        assert_eq!(app.state().usage.cap(&app.state().settings.limits, now.date()), None, "a new day");
+        assert_eq!(minutes["paused: the line is busy with your own things"], 7 * 30);
+        let capped = minutes["paused: it has carried as much as you allow for a day"];
+        assert_eq!(capped, 10_140 - 7 * (334 + 30));
+        let limits = app.state().settings.limits;
+        assert_eq!(app.state().usage.cap(&limits, now.date()), None, "a new day");
         assert!((20..60).contains(&changes), "{changes}: {minutes:?}");
         let log: Vec<_> = app.state().log.entries().copied().collect();
         assert!(log.iter().any(|entry| entry.decision == Decision::Rest(Reason::Cap(Cap::Day))));
@@ -565,8 +564,8 @@ mod tests {
             ("paused: this line is metered", 9 * 60),
             ("paused: a VPN is on, and its address is not yours to lend", 60),
             // On five days for four hours and on two for two; and each time for the four minutes until it counts as idle,
-            // of which the film has those of working days.
-            ("paused: you are using the computer", 5 * 240 + 2 * (120 + 4) + 5 * 4),
+            // of which the film has those of working days. On Thursday the line is metered for one of the hours.
+            ("paused: you are using the computer", 5 * 240 + 2 * (120 + 4) + 5 * 4 - 60),
             ("paused: a program fills the screen", 7 * 60 - 5 * 4),
             ("paused: the line is busy with your own things", 7 * 30),
         ] {

@@ -46,8 +46,6 @@ impl BlockList {
             // Sources of abuse; 10 and 11 are homes.
             list("zen.spamhaus.org", 2, 9),
             list("dnsbl.dronebl.org", 2, 255),
-            // Tor exits.
-            list("torexit.dan.me.uk", 100, 100),
         ]
     }
 
@@ -171,11 +169,11 @@ async fn ask(question: Question, runtime: TorRuntime) -> anyhow::Result<Vec<Answ
     for list in &question.block_lists {
         // Lists of IPv6 addresses go by networks that nobody knows here.
         let IpAddr::V4(ip) = question.address else { continue };
-        let (name, control) = (list.name(ip), list.name(Ipv4Addr::LOCALHOST));
-        let direct = looked_up(list, resolver.addresses(&control), resolver.addresses(&name)).await;
+        let names = [list.name(Ipv4Addr::LOCALHOST), list.name(Ipv4Addr::new(127, 0, 0, 2)), list.name(ip)];
+        let direct = looked_up(list, names.each_ref().map(|name| resolver.addresses(name))).await;
         answers.push(Answer { who: list.zone.clone(), canary: false, way: Way::Direct, verdict: direct });
         if let Some(tor) = &tor {
-            let verdict = looked_up(list, resolve(tor, &control), resolve(tor, &name)).await;
+            let verdict = looked_up(list, names.each_ref().map(|name| resolve(tor, name))).await;
             answers.push(Answer { who: list.zone.clone(), canary: false, way: Way::Tor, verdict });
         }
     }
@@ -209,16 +207,16 @@ async fn bootstrap(question: &Question, runtime: TorRuntime) -> anyhow::Result<A
     Ok(tor)
 }
 
-/// What a list says, where it does not say the same of everybody: 127.0.0.1 is on none (RFC 5782, section 5).
+/// What a list says, where it does not say the same of everybody: 127.0.0.1 is on none, and 127.0.0.2 on each (RFC 5782,
+/// section 5). It is asked for these and then for the address.
 async fn looked_up(
     list: &BlockList,
-    control: impl Future<Output = Result<Vec<IpAddr>, ResolveError>>,
-    own: impl Future<Output = Result<Vec<IpAddr>, ResolveError>>,
+    [none, all, own]: [impl Future<Output = Result<Vec<IpAddr>, ResolveError>>; 3],
 ) -> Verdict {
-    let asked = async { (control.await, own.await) };
+    let asked = async { (none.await, all.await, own.await) };
     match timeout(ASK, asked).await {
-        Ok((Err(ResolveError::NotFound), Err(ResolveError::NotFound))) => Verdict::Good,
-        Ok((Err(ResolveError::NotFound), Ok(answer))) => list.says(&answer),
+        Ok((Err(ResolveError::NotFound), Ok(_), Err(ResolveError::NotFound))) => Verdict::Good,
+        Ok((Err(ResolveError::NotFound), Ok(_), Ok(answer))) => list.says(&answer),
         _ => Verdict::Unclear,
     }
 }
@@ -308,16 +306,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_list_that_lists_everybody_says_nothing() {
+    async fn a_list_that_lists_everybody_or_nobody_says_nothing() {
         let list = BlockList { zone: "bl.example".into(), from: 2, to: 9 };
-        let listed = || async { Ok(vec!["127.0.0.2".parse().unwrap()]) };
-        let not = || async { Err(ResolveError::NotFound) };
-        let broken = || async { Err(ResolveError::Transient) };
-        assert_eq!(looked_up(&list, not(), listed()).await, Verdict::Bad);
-        assert_eq!(looked_up(&list, listed(), listed()).await, Verdict::Unclear);
-        assert_eq!(looked_up(&list, not(), not()).await, Verdict::Good);
-        assert_eq!(looked_up(&list, not(), broken()).await, Verdict::Unclear);
-        assert_eq!(looked_up(&list, broken(), not()).await, Verdict::Unclear);
+        let listed = || Ok(vec!["127.0.0.2".parse().unwrap()]);
+        let (not, broken) = (|| Err(ResolveError::NotFound), || Err(ResolveError::Transient));
+        for (none, all, own, verdict) in [
+            (not(), listed(), listed(), Verdict::Bad),
+            (not(), listed(), not(), Verdict::Good),
+            (listed(), listed(), listed(), Verdict::Unclear),
+            (not(), not(), not(), Verdict::Unclear),
+            (not(), listed(), broken(), Verdict::Unclear),
+            (broken(), listed(), not(), Verdict::Unclear),
+        ] {
+            let told = format!("{none:?} {all:?} {own:?}");
+            let asked = [none, all, own].map(|answer| async { answer });
+            assert_eq!(looked_up(&list, asked).await, verdict, "{told}");
+        }
     }
 
     #[test]

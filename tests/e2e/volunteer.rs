@@ -250,6 +250,7 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
 async fn listed(lab: &Lab) -> anyhow::Result<()> {
     let (directory, dns) = (lab.directory().run().await?, Dns::start(lab.net.spare_ip()).await?);
     let blocking = lab.origins.blocking_tor_exits().url("/");
+    dns.set("2.0.0.127.bl.example.net", &["127.0.0.2"]);
     let volunteer = lab
         .volunteer_with(Some(&directory), |config| {
             config["block_lists"] = json!([{ "zone": "bl.example.net", "from": 2, "to": 9 }]);
