@@ -239,7 +239,7 @@ mod tests {
         let now = at("2026-11-27T03:00:00Z");
         let until = now.timestamp() + Duration::from_secs(1);
         let paused = Settings { switch: Switch::Paused(until), ..agreed() };
-        let mut decide = |standing, now: &Zoned| Governor::default().decide(&paused, &idle(), standing, now);
+        let decide = |standing, now: &Zoned| Governor::default().decide(&paused, &idle(), standing, now);
         assert_eq!(decide(Standing::default(), &now), Decision::Rest(Reason::Paused(until)));
         let later = now.saturating_add(Duration::from_secs(1));
         assert_eq!(decide(Standing::default(), &later), Decision::Serve);
