@@ -49,7 +49,9 @@ fn start() -> anyhow::Result<()> {
             anyhow::bail!("it was not told how to start")
         };
         let Start { config, only, block_list, cpu_percent, own_address, rates } = *start;
-        let mut config: Config = toml::from_str(&config)?;
+        // Its words alone: beside them stands what it is about, and that may be the address of a directory.
+        let said = |error: toml::de::Error| anyhow::Error::msg(error.message().to_owned());
+        let mut config: Config = toml::from_str(&config).map_err(said)?;
         config.hosts = host_rules(&only, block_list.as_deref())?;
         config.own_addresses.extend(own_address);
         let bridge = ExitBridge::new(config)?;
