@@ -1,12 +1,13 @@
 //! Local pages: on loopback, for the person's own browser only, by HTML that needs no JavaScript.
 //!
 //! [`guard`] decides who may ask, [`place`] is where a page is found, [`forms`] are what its buttons send, [`text`] writes
-//! numbers for people. [`LocalPage`] serves what a program wants to show.
+//! numbers for people, [`html`] has what all pages are put together from. [`LocalPage`] serves what a program wants to show.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod forms;
 mod guard;
+pub mod html;
 mod place;
 pub mod private_file;
 pub mod text;

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use eebt_page::html::{frame, refresh, table};
 use eebt_page::text::{bytes, plain, span};
 use eebt_proto::directory::ReachName;
-use maud::{DOCTYPE, Markup, html};
+use maud::{Markup, html};
 
 use super::help::help;
 use super::view::{Said, View};
@@ -14,66 +15,44 @@ use crate::route::{Mode, Route};
 use crate::verdicts;
 use crate::visits::{Notice, Shown, Way};
 
-/// Seconds after which a page that follows what happens is loaded again.
-const LIVE: u32 = 5;
-
 /// Most sites in the address bar that are named beside one verdict.
 const MAX_PARTIES: usize = 3;
 
-/// The whole page. One that is `live` loads itself again; the usual one does not, for that disturbs who reads
-/// it with a screen reader or is about to press a button.
+/// The whole page.
 pub(super) fn page(view: &View, live: bool) -> Markup {
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                @if live { meta http-equiv="refresh" content=(LIVE); }
-                title { "Exit bridges" }
-                link rel="stylesheet" href="style.css";
+    let inside = html! {
+        a.skip href="#sites" { "Skip to sites" }
+        header {
+            h1 { "Exit bridges" }
+            p { (summary(view)) }
+            nav aria-label="Sections" {
+                a href="#sites" { "Sites" }
+                a href="#exit-bridges" { "Exit bridges" }
+                a href="#choices" { "Your choices" }
+                a href="#verdicts" { "Sites that refuse Tor" }
+                a href="#help" { "Help" }
             }
-            body {
-                a.skip href="#sites" { "Skip to sites" }
-                header {
-                    h1 { "Exit bridges" }
-                    p { (summary(view)) }
-                    nav aria-label="Sections" {
-                        a href="#sites" { "Sites" }
-                        a href="#exit-bridges" { "Exit bridges" }
-                        a href="#choices" { "Your choices" }
-                        a href="#verdicts" { "Sites that refuse Tor" }
-                        a href="#help" { "Help" }
-                    }
-                    p.refresh {
-                        @if live {
-                            "This page is loaded again every " (LIVE) " seconds. " a href="./" { "Stop that" }
-                        } @else {
-                            a href="./" { "Refresh" } " " a href="./?live" { "Refresh every " (LIVE) " seconds" }
-                        }
-                    }
-                }
-                main {
-                    div #said role="status" tabindex="-1" {
-                        @if let Some(said) = &view.said { p.said { (say(said)) } }
-                    }
-                    (notices(view))
-                    (sites(view))
-                    (exit_bridges(view))
-                    (choices(view))
-                    (verdicts(view))
-                    (help(&view.listen))
-                }
-                footer {
-                    p {
-                        "This page comes from the eebt-client on this machine, and only this machine can open it. What it shows \
-                         is in memory and is forgotten an hour after its last use. Your choices are kept on disk."
-                    }
-                }
+            (refresh(live))
+        }
+        main {
+            div #said role="status" tabindex="-1" {
+                @if let Some(said) = &view.said { p.said { (say(said)) } }
+            }
+            (notices(view))
+            (sites(view))
+            (exit_bridges(view))
+            (choices(view))
+            (verdicts(view))
+            (help(&view.listen))
+        }
+        footer {
+            p {
+                "This page comes from the eebt-client on this machine, and only this machine can open it. What it shows \
+                 is in memory and is forgotten an hour after its last use. Your choices are kept on disk."
             }
         }
-    }
+    };
+    frame("Exit bridges", live, inside)
 }
 
 fn summary(view: &View) -> Markup {
@@ -442,13 +421,6 @@ fn visited_for(verdict: &verdicts::Shown) -> String {
         _ if parties.is_empty() => "not said".to_owned(),
         0 => parties.join(", "),
         more => format!("{}, and {more} more", parties.join(", ")),
-    }
-}
-
-/// A table that can be scrolled sideways by keyboard where it is too wide.
-fn table(caption: &str, rows: Markup) -> Markup {
-    html! {
-        div.wide role="region" aria-label=(caption) tabindex="0" { table { caption { (caption) } (rows) } }
     }
 }
 

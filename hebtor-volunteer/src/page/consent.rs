@@ -1,9 +1,10 @@
 //! The first page: what lending an address means, and the owner's word. Nothing runs before it is given.
 
+use eebt_page::html::frame;
 use maud::{Markup, html};
 
 use super::Said;
-use super::html::{frame, say};
+use super::html::say;
 
 /// The page.
 pub(super) fn page(said: Option<&Said>) -> Markup {

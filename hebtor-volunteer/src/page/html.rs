@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use eebt_page::html::{frame, refresh, table};
 use eebt_page::text::{bytes, span};
 use jiff::{Timestamp, ToSpan as _, Zoned};
-use maud::{DOCTYPE, Markup, html};
+use maud::{Markup, html};
 
 use super::Said;
-use crate::app::{Home, Phase, State, on_the_line};
+use crate::app::{Home, Phase, State};
 use crate::categories::CATEGORIES;
 use crate::checkup::Health;
 use crate::engine::Outcome;
@@ -16,30 +17,10 @@ use crate::machine;
 use crate::rules::{Decision, Reason};
 use crate::settings::{Hours, Leave, Limits, Rules, Switch};
 use crate::sources::Facts;
-
-/// Seconds after which a page that follows what happens is loaded again.
-const LIVE: u32 = 5;
+use crate::usage::on_the_line;
 
 /// Days in the chart.
 const CHART: i32 = 56;
-
-/// What is around every page.
-pub(super) fn frame(title: &str, live: bool, inside: Markup) -> Markup {
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                @if live { meta http-equiv="refresh" content=(LIVE); }
-                title { (title) }
-                link rel="stylesheet" href="style.css";
-            }
-            body { (inside) }
-        }
-    }
-}
 
 /// The whole page.
 pub(super) fn page(state: &State, said: Option<&Said>, live: bool, directories: bool, now: &Zoned) -> Markup {
@@ -50,10 +31,7 @@ pub(super) fn page(state: &State, said: Option<&Said>, live: bool, directories: 
                 a href="#now" { "Now" } a href="#did" { "What it did" } a href="#home" { "Protection of your home" } a href="#address" { "Your address" }
                 a href="#rules" { "When" } a href="#limits" { "How much" } a href="#leave" { "Where to" } a href="#log" { "Decisions" }
             }
-            p.refresh {
-                @if live { "This page is loaded again every " (LIVE) " seconds. " a href="./" { "Stop that" } }
-                @else { a href="./" { "Refresh" } " " a href="./?live" { "Refresh every " (LIVE) " seconds" } }
-            }
+            (refresh(live))
         }
         main {
             div #said role="status" tabindex="-1" { @if let Some(said) = said { p.said { (say(said)) } } }
@@ -211,37 +189,34 @@ fn did(state: &State, now: &Zoned) -> Markup {
 
 fn home(state: &State, now: &Zoned) -> Markup {
     html! {
-        section aria-labelledby="home" {
-            h2 #home { "Protection of your home" }
-            p { "Try it: the app goes through Tor to itself, as a stranger would, and asks for your router, this computer, and what else is \
-                 private. All of it must be refused." }
-            form method="post" action="try-home" { button { "Try to reach my router through me" } }
-            @match &state.home {
-                Home::Untried => p.quiet { "Not tried since the app was started." },
-                Home::Wanted if state.phase == Phase::Serving => p { "Being tried now." },
-                Home::Wanted => p { "It is tried as soon as it serves." },
-                Home::Tried(at, tried) if tried.is_empty() => p.error { (time(*at, now)) ": there was no way through Tor to itself. Try again." },
-                Home::Tried(at, tried) => {
-                    @let refused = tried.iter().filter(|one| one.outcome == Outcome::Refused).count();
-                    p { b { (time(*at, now)) ": refused, " (refused) " of " (tried.len()) "." } }
-                    div.wide role="region" aria-label="What was tried" tabindex="0" {
-                        table {
-                            caption { "What was tried" }
-                            thead { tr { th scope="col" { "Place" } th scope="col" { "Asked for" } th scope="col" { "Outcome" } } }
-                            tbody { @for one in tried { tr {
-                                th scope="row" { (one.place) } td { (one.target) }
-                                td { @match one.outcome {
-                                    Outcome::Refused => "refused",
-                                    Outcome::Reached => span.error { "reached: switch it off, and report this" },
-                                    Outcome::Unclear => "no clear answer; try again",
-                                } }
-                            } } }
-                        }
+            section aria-labelledby="home" {
+                h2 #home { "Protection of your home" }
+                p { "Try it: the app goes through Tor to itself, as a stranger would, and asks for your router, this computer, and what else is \
+                     private. All of it must be refused." }
+                form method="post" action="try-home" { button { "Try to reach my router through me" } }
+                @match &state.home {
+                    Home::Untried => p.quiet { "Not tried since the app was started." },
+                    Home::Wanted if state.phase == Phase::Serving => p { "Being tried now." },
+                    Home::Wanted => p { "It is tried as soon as it serves." },
+                    Home::Tried(at, tried) if tried.is_empty() => p.error { (time(*at, now)) ": there was no way through Tor to itself. Try again." },
+                    Home::Tried(at, tried) => {
+                        @let refused = tried.iter().filter(|one| one.outcome == Outcome::Refused).count();
+                        p { b { (time(*at, now)) ": refused, " (refused) " of " (tried.len()) "." } }
+                        (table("What was tried", html! {
+    thead { tr { th scope="col" { "Place" } th scope="col" { "Asked for" } th scope="col" { "Outcome" } } }
+                                tbody { @for one in tried { tr {
+                                    th scope="row" { (one.place) } td { (one.target) }
+                                    td { @match one.outcome {
+                                        Outcome::Refused => "refused",
+                                        Outcome::Reached => span.error { "reached: switch it off, and report this" },
+                                        Outcome::Unclear => "no clear answer; try again",
+                                    } }
+                                } } }
+    }))
                     }
                 }
             }
         }
-    }
 }
 
 fn address(state: &State, now: &Zoned) -> Markup {
@@ -251,36 +226,33 @@ fn address(state: &State, now: &Zoned) -> Markup {
         Verdict::Unclear => "no clear answer",
     };
     html! {
-        section aria-labelledby="address" {
-            h2 #address { "Your address" }
-            p { "Once a day it is looked for in lists by which sites refuse visitors, directly and through Tor. When it is found there, this rests \
-                 until it is gone from them." }
-            @match (state.health.address, state.health.last()) {
-                (None, _) => p { "It is not known yet: an exit-bridge directory says it." },
-                (Some(address), None) => p { (address) ": not checked yet." },
-                (Some(address), Some(last)) => {
-                    p { (address) ", " (time(last.at, now)) ": "
-                        b { (if state.health.is_listed() { "listed" } else { "not listed" }) } "." }
-                    (health_chart(&state.health))
-                    div.wide role="region" aria-label="What was asked" tabindex="0" {
-                        table {
-                            caption { "What was asked" }
-                            thead { tr { th scope="col" { "List or site" } th scope="col" { "Way" } th scope="col" { "Answer" } } }
-                            tbody { @for answer in &last.answers { tr {
-                                th scope="row" { (answer.who) }
-                                td { (if answer.way == Way::Direct { "directly" } else { "through Tor" }) }
-                                td { @match (answer.canary, answer.way, answer.verdict) {
-                                    (true, Way::Tor, Verdict::Bad) => "turns Tor away, as expected",
-                                    (true, Way::Direct, Verdict::Bad) => "turns your address away",
-                                    (_, _, verdict) => (words(verdict)),
-                                } }
-                            } } }
-                        }
+            section aria-labelledby="address" {
+                h2 #address { "Your address" }
+                p { "Once a day it is looked for in lists by which sites refuse visitors, directly and through Tor. When it is found there, this rests \
+                     until it is gone from them." }
+                @match (state.health.address, state.health.last()) {
+                    (None, _) => p { "It is not known yet: an exit-bridge directory says it." },
+                    (Some(address), None) => p { (address) ": not checked yet." },
+                    (Some(address), Some(last)) => {
+                        p { (address) ", " (time(last.at, now)) ": "
+                            b { (if state.health.is_listed() { "listed" } else { "not listed" }) } "." }
+                        (health_chart(&state.health))
+                        (table("What was asked", html! {
+    thead { tr { th scope="col" { "List or site" } th scope="col" { "Way" } th scope="col" { "Answer" } } }
+                                tbody { @for answer in &last.answers { tr {
+                                    th scope="row" { (answer.who) }
+                                    td { (if answer.way == Way::Direct { "directly" } else { "through Tor" }) }
+                                    td { @match (answer.canary, answer.way, answer.verdict) {
+                                        (true, Way::Tor, Verdict::Bad) => "turns Tor away, as expected",
+                                        (true, Way::Direct, Verdict::Bad) => "turns your address away",
+                                        (_, _, verdict) => (words(verdict)),
+                                    } }
+                                } } }
+    }))
                     }
                 }
             }
         }
-    }
 }
 
 /// The last checks, a bar each: low where there was nothing against the address, high where it was listed.
@@ -401,15 +373,12 @@ fn leave(leave: &Leave) -> Markup {
 
 fn log(state: &State, now: &Zoned) -> Markup {
     html! {
-        section aria-labelledby="log" {
-            h2 #log { "The last decisions" }
-            div.wide role="region" aria-label="The last decisions" tabindex="0" {
-                table {
-                    caption { "When, what, and why" }
-                    thead { tr { th scope="col" { "From" } th scope="col" { "Decision" } } }
-                    tbody { @for entry in state.log.entries() { tr { td { (time(entry.at, now)) } td { (entry.decision) } } } }
-                }
+            section aria-labelledby="log" {
+                h2 #log { "The last decisions" }
+                (table("When, what, and why", html! {
+    thead { tr { th scope="col" { "From" } th scope="col" { "Decision" } } }
+                        tbody { @for entry in state.log.entries() { tr { td { (time(entry.at, now)) } td { (entry.decision) } } } }
+    }))
             }
         }
-    }
 }
