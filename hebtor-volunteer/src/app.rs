@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use eebt_bridge::status::Totals;
 use eebt_page::forms::Last;
-use eebt_proto::Attestation;
 use jiff::{Timestamp, Zoned};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -26,7 +25,7 @@ use crate::rules::{Decision, Governor, Reason, Standing};
 use crate::served::{Served, ServedError};
 use crate::settings::{Settings, SettingsError, Switch};
 use crate::sources::Facts;
-use crate::usage::{Day, ON_THE_LINE, Usage, UsageError};
+use crate::usage::{Day, Usage, UsageError};
 
 /// How often it looks and decides.
 const TICK: Duration = Duration::from_secs(1);
@@ -238,18 +237,19 @@ impl App {
 
     /// Has the address checked when that is due. Nothing is asked before the owner agreed, or when it is off.
     async fn check_up(&self, checkups: &mut Checkups, now: Timestamp) {
-        let (agreed, mut health) = {
-            let state = self.state();
-            (state.settings.agreed() && state.settings.switch != Switch::Off, state.health.clone())
-        };
-        if !agreed {
+        if self.config.block_lists.is_empty() && self.config.canaries.is_empty() {
             return;
         }
-        let before = health.clone();
-        checkups.step(&self.state_dir, &mut health, now, |address| self.question(address)).await;
-        // Nobody else changes it meanwhile: it is one task that does.
-        if health != before {
-            self.state().health = health;
+        if let Some(checked) = checkups.done(now).await {
+            self.state().health.note(&self.state_dir, checked);
+        }
+        let due = {
+            let state = self.state();
+            let wanted = state.settings.agreed() && state.settings.switch != Switch::Off;
+            checkups.due(&state.health, now).filter(|_| wanted)
+        };
+        if let Some(address) = due {
+            checkups.begin(self.question(address));
         }
     }
 
@@ -330,17 +330,16 @@ impl Keeper {
     async fn step(&mut self, app: &App, decision: Decision, now: &Zoned) {
         self.count(app, now);
         let drain = app.state().settings.drain();
-        let with = app.start();
         match (decision, &mut self.engine) {
-            (Decision::Serve, None) => self.start(app, with).await,
-            (Decision::Serve, Some(engine)) if !engine.is_draining() => match with {
+            (Decision::Serve, None) => self.start(app).await,
+            (Decision::Serve, Some(engine)) if !engine.is_draining() => match app.start() {
                 Ok(with) if engine.adapt(&with).await => {}
                 // It is started again once it has ended.
                 _ => engine.drain(drain).await,
             },
             (Decision::Rest(reason), Some(engine)) if !engine.is_draining() => {
-                if let (Reason::Cap(_), Ok(with)) = (reason, with) {
-                    engine.adapt(&Start { rates: STOPPED, ..with }).await;
+                if let Reason::Cap(_) = reason {
+                    engine.set_rates(STOPPED).await;
                 }
                 engine.drain(drain).await;
             }
@@ -357,11 +356,11 @@ impl Keeper {
         self.show(app);
     }
 
-    async fn start(&mut self, app: &App, with: Result<Start, String>) {
+    async fn start(&mut self, app: &App) {
         if self.not_before.is_some_and(|at| Instant::now() < at) {
             return;
         }
-        let started = match with {
+        let started = match app.start() {
             Ok(with) => Engine::start(with).await.map_err(|error: EngineError| error.to_string()),
             Err(error) => Err(error),
         };
@@ -410,13 +409,10 @@ impl Keeper {
             self.trying_home = false;
         }
         if engine.has_served() {
-            let attestations = engine.attestations();
-            // The last one to come has the address that it has now.
-            let seen = attestations.iter().filter_map(|signed| Attestation::verify(signed).ok());
-            if let Some(seen) = seen.max_by_key(|seen| seen.until) {
-                state.health.note_address(&app.state_dir, seen.egress);
+            if let Some(address) = engine.address() {
+                state.health.note_address(&app.state_dir, address);
             }
-            if let Err(error) = state.served.note(now.timestamp(), attestations) {
+            if let Err(error) = state.served.note(now.timestamp(), engine.attestations()) {
                 tracing::warn!(%error, "when it served can't be written");
             }
         }
@@ -456,14 +452,6 @@ impl Keeper {
         };
         state.totals = self.engine.as_ref().map(Engine::totals).unwrap_or_default();
     }
-}
-
-/// Bytes on the line of bytes carried.
-pub fn on_the_line(carried: u64) -> u64 {
-    // For people to read.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-    let bytes = (carried as f64 * ON_THE_LINE) as u64;
-    bytes
 }
 
 #[cfg(test)]

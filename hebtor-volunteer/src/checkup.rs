@@ -1,7 +1,7 @@
 //! When the address is checked, and what came of it so far.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::health::{Answer, Question, is_listed};
+use crate::machine;
 
 /// The file's name in the state folder.
 const FILE: &str = "address.json";
@@ -87,7 +88,7 @@ impl Health {
     }
 
     /// Takes note of a check.
-    fn note(&mut self, state_dir: &Path, check: Checked) {
+    pub fn note(&mut self, state_dir: &Path, check: Checked) {
         self.checks.push(check);
         let over = self.checks.len().saturating_sub(KEPT);
         self.checks.drain(..over);
@@ -105,40 +106,32 @@ pub struct Checkups {
 }
 
 impl Checkups {
-    /// Begins one that is due, with the question that `ask` makes of the address; takes note of one that has ended. To be called often.
-    pub async fn step(
-        &mut self,
-        state_dir: &Path,
-        health: &mut Health,
-        now: Timestamp,
-        ask: impl FnOnce(IpAddr) -> Question,
-    ) {
-        if let Some(running) = &mut self.running {
-            if !running.is_finished() {
-                return;
-            }
-            let done = running.await.ok().flatten();
-            self.running = None;
-            match done {
-                Some(checked) => {
-                    self.checked = Some(checked.address);
-                    health.note(state_dir, checked);
-                }
-                None => self.not_before = Some(now + AGAIN),
-            }
+    /// One that has ended since the last time, if it came to something. To be called often.
+    pub async fn done(&mut self, now: Timestamp) -> Option<Checked> {
+        let running = self.running.as_mut().filter(|running| running.is_finished())?;
+        let checked = running.await.ok().flatten();
+        self.running = None;
+        match &checked {
+            Some(checked) => self.checked = Some(checked.address),
+            None => self.not_before = Some(now + AGAIN),
         }
-        let Some(address) = health.address else { return };
+        checked
+    }
+
+    /// The address, if it is to be checked now.
+    pub fn due(&self, health: &Health, now: Timestamp) -> Option<IpAddr> {
+        let address = health.address?;
         let is_due = health.is_due(now) || self.checked != Some(address);
-        if is_due && self.not_before.is_none_or(|at| now >= at) {
-            let question = ask(address);
-            if question.block_lists.is_empty() && question.canaries.is_empty() {
-                return;
-            }
-            self.running = Some(tokio::spawn(async move {
-                let answers = timeout(LIMIT, check(&question)).await.ok().flatten()?;
-                Some(Checked { at: Timestamp::now(), address, answers })
-            }));
-        }
+        let may_begin = self.running.is_none() && self.not_before.is_none_or(|at| now >= at);
+        (is_due && may_begin).then_some(address)
+    }
+
+    /// Begins one.
+    pub fn begin(&mut self, question: Question) {
+        self.running = Some(tokio::spawn(async move {
+            let answers = timeout(LIMIT, check(&question)).await.ok().flatten()?;
+            Some(Checked { at: Timestamp::now(), address: question.address, answers })
+        }));
     }
 }
 
@@ -152,10 +145,7 @@ impl Drop for Checkups {
 
 /// Asks, in a process of its own.
 async fn check(question: &Question) -> Option<Vec<Answer>> {
-    let program: PathBuf = match cfg!(target_os = "linux") {
-        true => "/proc/self/exe".into(),
-        false => std::env::current_exe().ok()?,
-    };
+    let program = machine::itself().ok()?;
     let mut command = Command::new(program);
     command.arg("check-address").stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().ok()?;

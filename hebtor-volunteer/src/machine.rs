@@ -67,6 +67,11 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MachineE
     move |source| MachineError::File { what, path: path.to_owned(), source }
 }
 
+/// This program, for a process of its own. Not by its path: an update may have put another program there.
+pub(crate) fn itself() -> io::Result<PathBuf> {
+    if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() }
+}
+
 fn autostart() -> Result<AutoLaunch, MachineError> {
     // Inside an AppImage, the program's own path is gone with its mount.
     let program = std::env::var_os("APPIMAGE").map(PathBuf::from);

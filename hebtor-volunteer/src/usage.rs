@@ -17,7 +17,7 @@ const FILE: &str = "usage.json";
 
 /// What a carried byte is on the line: it comes in and goes out, and Tor's cells and TLS add some to one of both
 /// (512 bytes for 498, and 29 for a record of some cells).
-pub const ON_THE_LINE: f64 = 2.1;
+const ON_THE_LINE: f64 = 2.1;
 
 /// Days that are kept.
 const KEPT: usize = 400;
@@ -64,11 +64,16 @@ impl Day {
 
     /// Bytes that count against the caps.
     fn on_the_line(&self) -> u64 {
-        // Caps are no exact science.
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-        let bytes = ((self.carried() + self.lost) as f64 * ON_THE_LINE) as u64;
-        bytes
+        on_the_line(self.carried() + self.lost)
     }
+}
+
+/// Bytes on the line of bytes carried.
+pub fn on_the_line(carried: u64) -> u64 {
+    // Caps are no exact science.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    let bytes = (carried as f64 * ON_THE_LINE) as u64;
+    bytes
 }
 
 /// As the file has it.

@@ -1,17 +1,19 @@
 //! The app's side of it.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
 use eebt_bridge::status::Totals;
-use eebt_proto::SignedDocument;
+use eebt_proto::{Attestation, SignedDocument};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Event, Order, Start, Tried};
+use super::{Event, Order, Rates, Start, Tried};
+use crate::machine;
 
 /// How much longer than the drain the good-byes to directories may take.
 const GOOD_BYES: Duration = Duration::from_secs(15);
@@ -32,6 +34,7 @@ pub struct Engine {
     failed: Option<String>,
     home: VecDeque<Vec<Tried>>,
     attestations: Vec<SignedDocument>,
+    address: Option<IpAddr>,
 }
 
 /// Why there is none.
@@ -45,12 +48,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub(crate) async fn start(with: Start) -> Result<Self, EngineError> {
-        // Not by its path: an update may have put another program there.
-        let program = if cfg!(target_os = "linux") {
-            "/proc/self/exe".into()
-        } else {
-            std::env::current_exe().map_err(EngineError)?
-        };
+        let program = machine::itself().map_err(EngineError)?;
         let mut command = Command::new(program);
         command.arg("engine").stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().map_err(EngineError)?;
@@ -79,6 +77,7 @@ impl Engine {
             failed: None,
             home: VecDeque::new(),
             attestations: Vec::new(),
+            address: None,
         };
         engine.order(&Order::Start(Box::new(with))).await;
         Ok(engine)
@@ -95,11 +94,18 @@ impl Engine {
     pub(crate) async fn adapt(&mut self, with: &Start) -> bool {
         // An address that is learnt while it runs counts from its next start on.
         let same = Start { rates: with.rates, own_address: with.own_address, ..self.with.clone() } == *with;
-        if same && self.with.rates != with.rates {
-            self.with.rates = with.rates;
-            self.order(&Order::Rates(with.rates)).await;
+        if same {
+            self.set_rates(with.rates).await;
         }
         same
+    }
+
+    /// From now on as fast as this.
+    pub(crate) async fn set_rates(&mut self, rates: Rates) {
+        if self.with.rates != rates {
+            self.with.rates = rates;
+            self.order(&Order::Rates(rates)).await;
+        }
     }
 
     /// What is new: takes in what it told, and says what was carried since the last time.
@@ -110,7 +116,13 @@ impl Engine {
                 Event::Serving => self.serving = true,
                 Event::Totals(totals) => self.totals = totals,
                 Event::Home(tried) => self.home.push_back(tried),
-                Event::Attested(last) => self.attestations = last,
+                Event::Attested(last) => {
+                    // The last one to come has the address that it has now.
+                    let seen = last.iter().filter_map(|signed| Attestation::verify(signed).ok());
+                    self.address =
+                        seen.max_by_key(|seen| seen.until).map(|seen| seen.egress).or(self.address);
+                    self.attestations = last;
+                }
                 Event::Failed { error } => self.failed = Some(error),
             }
         }
@@ -155,6 +167,11 @@ impl Engine {
     /// What directories signed last of when it served.
     pub fn attestations(&self) -> &[SignedDocument] {
         &self.attestations
+    }
+
+    /// The address that sites see, as far as a directory said it.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.address
     }
 
     /// Did it ever serve? It may be draining now.
