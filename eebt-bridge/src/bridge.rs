@@ -25,7 +25,7 @@ use crate::keys::{BridgeKeys, KeysError};
 use crate::limits::Throttle;
 use crate::register::{Card, keep_registered};
 use crate::resolve::{ResolveError, Resolver};
-use crate::status::{self, Phase, Status};
+use crate::status::{self, Phase, Status, WayIn};
 
 /// An exit bridge that is not running yet.
 pub struct ExitBridge {
@@ -131,9 +131,11 @@ impl ExitBridge {
             .map_err(tor)?;
         tokio::select! {
             done = bootstrap(&client) => done.map_err(tor)?,
+            () = watch_way_in(&client, &status) => {}
             () = shutdown.cancelled() => return Ok(()),
             () = tokio::time::sleep(life) => return Err(RunError::Expired),
         }
+        status.set_way_in(WayIn { percent: 100, blocked: None });
         let provider: Arc<dyn NetDirProvider> = client.dirmgr().map_err(tor)?;
 
         let listener = match config.reach.contains(&ReachKind::Circuit) {
@@ -235,6 +237,19 @@ async fn bootstrap(client: &TorClient<TorRuntime>) -> arti_client::Result<()> {
     // Only fails when the client is shut down, which is in our hands.
     let _shut_down = client.dirmgr()?.wait_for_netdir(Timeliness::Timely).await;
     Ok(())
+}
+
+/// Shows how far the client is on its way into Tor. Never returns.
+async fn watch_way_in(client: &TorClient<TorRuntime>, status: &Status) {
+    let mut events = client.bootstrap_events();
+    while let Some(now) = events.next().await {
+        // From 0 to 100.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let percent = (now.as_frac() * 100.0) as u8;
+        let blocked = now.blocked().map(|blockage| blockage.message().to_string());
+        status.set_way_in(WayIn { percent, blocked });
+    }
+    std::future::pending().await
 }
 
 /// The address that relays reach us by when we listen on `bound`: for a wildcard, the one public

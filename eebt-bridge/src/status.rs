@@ -46,9 +46,19 @@ pub enum Outcome {
     Failed = 3,
 }
 
+/// How far it is on its way into Tor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WayIn {
+    /// A rough part of the way, in percent.
+    pub percent: u8,
+    /// Why it does not get on, as far as Arti can tell.
+    pub blocked: Option<String>,
+}
+
 /// Counters and phase, shared by all tasks.
 pub struct Status {
     phase: watch::Sender<Phase>,
+    way_in: watch::Sender<WayIn>,
     streams: [AtomicU64; 4],
     up: AtomicU64,
     down: AtomicU64,
@@ -82,6 +92,7 @@ impl Default for Status {
     fn default() -> Self {
         Self {
             phase: watch::Sender::new(Phase::Starting),
+            way_in: watch::Sender::default(),
             streams: Default::default(),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
@@ -103,6 +114,15 @@ impl Status {
     /// The phase, and its changes.
     pub fn phase(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
+    }
+
+    pub(crate) fn set_way_in(&self, way_in: WayIn) {
+        self.way_in.send_if_modified(|before| std::mem::replace(before, way_in.clone()) != way_in);
+    }
+
+    /// How far it is on its way into Tor, and changes of that until it has arrived.
+    pub fn way_in(&self) -> watch::Receiver<WayIn> {
+        self.way_in.subscribe()
     }
 
     pub(crate) fn count(&self, outcome: Outcome) {

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod attestation;
+mod causes;
 pub mod country;
 pub mod descriptor;
 pub mod directory;
@@ -24,6 +25,7 @@ pub mod ticket;
 mod wire;
 
 pub use attestation::{Attestation, AttestationRequest};
+pub use causes::causes;
 pub use country::Country;
 pub use descriptor::{BridgeDescriptor, DescriptorError, SignedDocument, UnverifiedDescriptor, Withdrawal};
 pub use hosts::{HostRules, HostSet, HostSetError};

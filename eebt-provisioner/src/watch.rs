@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use eebt_proto::causes;
+
 use crate::block_list::{BlockList, ListError, Source};
-use crate::causes;
 use crate::check::{CheckError, Checked, Checker, Question};
 use crate::instance::{Instance, State};
 use crate::keep::{Canaries, Silence};

@@ -10,6 +10,7 @@ use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use eebt_proto::causes;
 use eebt_proto::descriptor::to_millis;
 use eebt_proto::directory::{
     self as paths, Ask, ErrorBody, ErrorDetail, HandOut, HandedOut, Registered, Report, Standing,
@@ -26,7 +27,7 @@ use serde::de::DeserializeOwned;
 
 use crate::config::HandOutConfig;
 use crate::door::{AdmitError, Door, Excess};
-use crate::index::{Index, causes};
+use crate::index::Index;
 use crate::metrics::{Event, Metrics};
 use crate::ring::keyed;
 use crate::store::{Partition, Put, Store, StoreError, Withdrawn};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arti_client::TorClient;
-use eebt_proto::OnionReach;
+use eebt_proto::{OnionReach, causes};
 use eebt_tor::{
     ConfigError, KeyFolder, KeyFolderError, OnionConnector, OnionService, Paths, TorRuntime, onion_reach,
     service_key, sign_as_service,
@@ -20,7 +20,7 @@ use crate::api::{self, Api, Seal};
 use crate::config::{Config, StoreUrl};
 use crate::door::Door;
 use crate::echo::Echo;
-use crate::index::{Index, causes};
+use crate::index::Index;
 use crate::metrics::{self, Metrics};
 use crate::serve;
 use crate::store::postgres::Postgres;

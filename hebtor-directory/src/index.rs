@@ -3,6 +3,8 @@
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use eebt_proto::causes;
+
 use crate::metrics::Metrics;
 use crate::ring::{Member, Ring};
 use crate::store::{Cursor, Partition, Record, Result, Store};
@@ -112,12 +114,6 @@ impl Index {
 fn resume_at(seen: SystemTime, since: Duration) -> SystemTime {
     let overlap = OVERLAP.saturating_sub(since);
     seen.checked_sub(overlap).map_or(UNIX_EPOCH, |at| at.max(UNIX_EPOCH))
-}
-
-/// An error with its causes on one line.
-pub(crate) fn causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

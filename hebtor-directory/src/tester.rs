@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use eebt_proto::Country;
 use eebt_proto::directory::{Speed, Standing};
 use eebt_proto::special_use::special_use;
+use eebt_proto::{Country, causes};
 use eebt_tor::{CircuitError, PathKind, Paths};
 use ipnet::IpNet;
 use rand::RngExt as _;
@@ -22,7 +22,6 @@ use tor_netdir::{NetDirProvider, Timeliness};
 
 use crate::config::Tests;
 use crate::echo::{Echo, PAGE_LEN};
-use crate::index::causes;
 use crate::ring::Identity;
 use crate::serve::neighbourhood;
 use crate::store::{Noted, Record, Store, StoreError, Test};

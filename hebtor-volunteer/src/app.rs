@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use eebt_bridge::status::Totals;
+use eebt_bridge::status::{Totals, WayIn};
 use eebt_page::forms::Last;
+use eebt_proto::causes;
 use jiff::{Timestamp, Zoned};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -68,6 +69,8 @@ pub struct State {
     pub decision: Decision,
     /// What is being done.
     pub phase: Phase,
+    /// How far the exit bridge is on its way into Tor.
+    pub way_in: WayIn,
     /// Since the exit bridge was started.
     pub totals: Totals,
     /// Why the last one ended by itself, if it did.
@@ -76,12 +79,33 @@ pub struct State {
     pub log: Log,
     /// What was carried.
     pub usage: Usage,
+    /// It could not be written the last time.
+    pub unwritten: bool,
     /// When it served, and who saw it.
     pub served: Served,
     /// The address and its checks.
     pub health: Health,
     /// The owner's test of this home: when, and what came of it.
     pub home: Home,
+}
+
+impl State {
+    /// What it does now, in words: "paused: on battery".
+    pub fn words(&self) -> String {
+        match (self.phase, self.decision) {
+            (Phase::Serving, _) => "serving".into(),
+            (Phase::Draining, Decision::Rest(reason)) => format!("ending: {reason}"),
+            (Phase::Draining, Decision::Serve) => "starting anew with what you chose".into(),
+            (Phase::Resting, Decision::Rest(_)) => self.decision.to_string(),
+            (Phase::Resting, Decision::Serve) if self.error.is_some() => {
+                "the exit bridge ended, and is tried again".into()
+            }
+            (Phase::Resting | Phase::Starting, _) if self.way_in.percent < 100 => {
+                "on its way into Tor".into()
+            }
+            (Phase::Resting | Phase::Starting, _) => "making itself known in Tor".into(),
+        }
+    }
 }
 
 /// The owner's test of this home.
@@ -132,10 +156,12 @@ impl App {
             facts: Facts::default(),
             decision: Decision::Rest(Reason::NoConsent),
             phase: Phase::Resting,
+            way_in: WayIn::default(),
             totals: Totals::default(),
             error: None,
             log: Log::load(state_dir),
             usage: Usage::load(state_dir, Zoned::now().date())?,
+            unwritten: false,
             served: Served::load(state_dir)?,
             health: Health::load(state_dir),
             home: Home::Untried,
@@ -224,9 +250,15 @@ impl App {
 
     fn decide(&self, governor: &mut Governor, facts: &Facts, now: &Zoned) -> Decision {
         let mut state = self.state();
-        let cap = state.usage.cap(&state.settings.limits, now.date());
-        let decision =
-            governor.decide(&state.settings, facts, Standing { cap, listed: state.health.is_listed() }, now);
+        if state.unwritten && state.phase == Phase::Resting {
+            state.unwritten = state.usage.save(0).is_err();
+        }
+        let standing = Standing {
+            cap: state.usage.cap(&state.settings.limits, now.date()),
+            listed: state.health.is_listed(),
+            unwritten: state.unwritten,
+        };
+        let decision = governor.decide(&state.settings, facts, standing, now);
         state.facts = facts.clone();
         state.decision = decision;
         if state.log.note(now.timestamp(), decision) {
@@ -270,8 +302,11 @@ impl App {
 
     /// Writes what was carried, with what may be carried until it is written again.
     fn save(&self, ahead: u64) {
-        if let Err(error) = self.state().usage.save(ahead) {
-            tracing::warn!(%error, "what was carried can't be written");
+        let mut state = self.state();
+        let saved = state.usage.save(ahead);
+        state.unwritten = saved.is_err();
+        if let Err(error) = saved {
+            tracing::warn!(error = causes(&error), "what was carried can't be written");
         }
     }
 
@@ -361,7 +396,7 @@ impl Keeper {
             return;
         }
         let started = match app.start() {
-            Ok(with) => Engine::start(with).await.map_err(|error: EngineError| error.to_string()),
+            Ok(with) => Engine::start(with).await.map_err(|error: EngineError| causes(&error)),
             Err(error) => Err(error),
         };
         match started {
@@ -413,7 +448,7 @@ impl Keeper {
                 state.health.note_address(&app.state_dir, address);
             }
             if let Err(error) = state.served.note(now.timestamp(), engine.attestations()) {
-                tracing::warn!(%error, "when it served can't be written");
+                tracing::warn!(error = causes(&error), "when it served can't be written");
             }
         }
         let limits = state.settings.limits;
@@ -430,7 +465,7 @@ impl Keeper {
             (self.engine, self.counted, self.saved) = (None, None, None);
             app.save(0);
             if let Err(error) = app.state().served.end(now.timestamp()) {
-                tracing::warn!(%error, "when it served can't be written");
+                tracing::warn!(error = causes(&error), "when it served can't be written");
             }
             if worked {
                 self.failures = 0;
@@ -451,6 +486,10 @@ impl Keeper {
             Some(_) => Phase::Starting,
         };
         state.totals = self.engine.as_ref().map(Engine::totals).unwrap_or_default();
+        let way_in = self.engine.as_ref().map(Engine::way_in);
+        if way_in != Some(&state.way_in) {
+            state.way_in = way_in.cloned().unwrap_or_default();
+        }
     }
 }
 
@@ -497,7 +536,7 @@ mod tests {
     fn a_week_of_decisions_follows_the_owners_life() {
         let dir = tempfile::tempdir().unwrap();
         let app = app(dir.path());
-        app.change(|settings| settings.limits.day_mb = Some(2_100)).unwrap();
+        app.change(|settings| settings.limits.day_mb = Some(2_200)).unwrap();
         // From a Monday on; on the Sunday clocks go back by an hour.
         let mut now: Zoned = "2026-10-19T00:00:00[Europe/Stockholm]".parse().unwrap();
         let end: Zoned = "2026-10-26T00:00:00[Europe/Stockholm]".parse().unwrap();
@@ -560,6 +599,23 @@ mod tests {
             assert_eq!(minutes[text], expected, "{text}: {minutes:?}");
         }
         assert_eq!(minutes.values().sum::<u32>(), 7 * 24 * 60);
+    }
+
+    #[test]
+    fn it_rests_while_what_it_carries_cannot_be_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let app = app(dir.path());
+        let (mut governor, now) = (Governor::default(), Zoned::now());
+        let idle = Facts { idle: Some(Duration::from_secs(3600)), ..Facts::default() };
+        let mut decide = || app.decide(&mut governor, &idle, &now);
+        assert_eq!(decide(), Decision::Serve);
+        // Nothing can be put where a folder with something in it is.
+        let in_the_way = dir.path().join("usage.json/x");
+        std::fs::create_dir_all(&in_the_way).unwrap();
+        app.save(1);
+        assert_eq!(decide(), Decision::Rest(Reason::Unwritten));
+        std::fs::remove_dir_all(dir.path().join("usage.json")).unwrap();
+        assert_eq!(decide(), Decision::Serve, "by itself");
     }
 
     #[test]

@@ -80,6 +80,12 @@ enum Command {
         #[arg(value_name = "MINUTES", default_value_t = 60)]
         minutes: u32,
     },
+    /// Set what the page has forms for: when it rests, how much it may take, what may leave. Without a key, print all.
+    Set {
+        /// Such as `limits.day_mb=2000`, `rules.battery=false`, `rules.hours=22:00-07:00`, `leave.only=search,news` or `limits.month_mb=none`.
+        #[arg(value_name = "KEY=VALUE")]
+        pairs: Vec<String>,
+    },
     /// Start it at log-in, or no longer.
     Autostart {
         /// Whether.
@@ -161,7 +167,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     // One thread: it waits most of the time, and the exit bridge is a process of its own.
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let tokio = tokio.context("cannot start the async runtime")?;
-    let send = |form, fields: String| tokio.block_on(remote::send(&state_dir, form, &fields));
+    let send = |form: &str, fields: String| tokio.block_on(remote::send(&state_dir, form, &fields));
     match cli.command {
         None => return tokio.block_on(serve(config, &state_dir, cli.run)),
         Some(Command::Open { print: true }) => print(&format!("{}\n", page::find(&state_dir)?)),
@@ -170,12 +176,17 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let status = tokio.block_on(remote::status(&state_dir))?;
             print(&match json {
                 true => format!("{}\n", serde_json::to_string(&status)?),
-                false => format!("{}\n", status.decision),
+                false => said(&status),
             });
         }
         Some(Command::On) => send("switch", "to=on".into())?,
         Some(Command::Off) => send("switch", "to=off".into())?,
         Some(Command::Pause { minutes }) => send("switch", format!("to=pause&minutes={minutes}"))?,
+        Some(Command::Set { pairs }) if pairs.is_empty() => {
+            let pairs = Settings::load(&state_dir)?.pairs();
+            print(&pairs.iter().map(|(key, value)| format!("{key}={value}\n")).collect::<String>());
+        }
+        Some(Command::Set { pairs }) => set(&state_dir, &pairs, send)?,
         Some(Command::Autostart { to }) => machine::start_at_log_in(matches!(to, OnOff::On))?,
         Some(Command::Receipt { file, from, until, pdf }) => {
             let start = |day: Date| day.to_zoned(TimeZone::system()).map(|at| at.timestamp());
@@ -215,6 +226,43 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             eprintln!("all of it is gone");
         }
         Some(Command::Engine | Command::CheckAddress) => {}
+    }
+    Ok(())
+}
+
+/// Sets keys, all or none, of the app that runs or for the next start.
+fn set(
+    state_dir: &Path,
+    pairs: &[String],
+    send: impl Fn(&str, String) -> Result<(), RemoteError>,
+) -> anyhow::Result<()> {
+    let pair = |pair| str::split_once(pair, '=').with_context(|| format!("{pair}: KEY=VALUE is expected"));
+    let pairs: Vec<_> = pairs.iter().map(|text| pair(text)).collect::<Result<_, _>>()?;
+    let mut settings = Settings::load(state_dir)?;
+    for (key, value) in &pairs {
+        settings = settings.with(key, value)?;
+    }
+    let sent = pairs.iter().try_for_each(|(key, value)| {
+        let fields = form_urlencoded::Serializer::new(String::new())
+            .append_pair("key", key)
+            .append_pair("value", value)
+            .finish();
+        send("set", fields)
+    });
+    match sent {
+        Err(RemoteError::Place(PlaceError::NotRunning { .. })) => {
+            std::fs::create_dir_all(state_dir)
+                .with_context(|| format!("cannot make {}", state_dir.display()))?;
+            let _only_one = alone(state_dir)?;
+            settings.save(state_dir)?;
+        }
+        sent => {
+            sent?;
+            anyhow::ensure!(
+                Settings::load(state_dir)? == settings,
+                "the app that runs did not take it; see its page"
+            );
+        }
     }
     Ok(())
 }
@@ -333,6 +381,13 @@ fn open(state_dir: &Path) -> anyhow::Result<()> {
         eprintln!("hint: `{}` prints an address for any browser", page::HOW);
     }
     Ok(())
+}
+
+/// What it does, for a person.
+fn said(status: &page::Status) -> String {
+    let more = [("stuck", &status.blocked), ("the last exit bridge ended", &status.error)];
+    let more = more.into_iter().filter_map(|(what, why)| Some(format!("{what}: {}\n", why.as_ref()?)));
+    format!("{}\n{}", status.now, more.collect::<String>())
 }
 
 /// The one place that writes to stdout: data.

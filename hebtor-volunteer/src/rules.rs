@@ -37,6 +37,8 @@ pub enum Reason {
     Listed,
     /// As much as the owner allows for a day, or a month.
     Cap(Cap),
+    /// What it carries can't be written down, so that caps would not hold after a crash.
+    Unwritten,
     /// Not at this hour.
     Hours,
     /// On battery.
@@ -66,6 +68,7 @@ impl fmt::Display for Reason {
             Self::Listed => "your address is on a list of addresses that sites refuse",
             Self::Cap(Cap::Day) => "it has carried as much as you allow for a day",
             Self::Cap(Cap::Month) => "it has carried as much as you allow for a month",
+            Self::Unwritten => "it can't write down what it carries; is the disk full?",
             Self::Hours => "you chose other hours",
             Self::Battery => "on battery",
             Self::CaptivePortal => "this network wants a log-in first",
@@ -96,6 +99,8 @@ pub struct Standing {
     pub cap: Option<Cap>,
     /// The address is listed.
     pub listed: bool,
+    /// What it carries can't be written down.
+    pub unwritten: bool,
 }
 
 /// Decides, and remembers when the line was last busy.
@@ -123,6 +128,7 @@ impl Governor {
             Switch::Off => Some(Reason::Off),
             Switch::Paused(until) if at < until => Some(Reason::Paused(until)),
             _ if standing.listed => Some(Reason::Listed),
+            _ if standing.unwritten => Some(Reason::Unwritten),
             _ => standing.cap.map(Reason::Cap),
         };
         let busy = self.is_line_busy(rules.other_traffic_kbs, facts, at);
@@ -243,9 +249,11 @@ mod tests {
         assert_eq!(decide(Standing::default(), &now), Decision::Rest(Reason::Paused(until)));
         let later = now.saturating_add(Duration::from_secs(1));
         assert_eq!(decide(Standing::default(), &later), Decision::Serve);
-        let capped = Standing { cap: Some(Cap::Day), listed: false };
+        let capped = Standing { cap: Some(Cap::Day), ..Standing::default() };
         assert_eq!(decide(capped, &later), Decision::Rest(Reason::Cap(Cap::Day)));
-        let listed = Standing { cap: None, listed: true };
+        let listed = Standing { listed: true, ..Standing::default() };
         assert_eq!(decide(listed, &later), Decision::Rest(Reason::Listed));
+        let unwritten = Standing { unwritten: true, ..Standing::default() };
+        assert_eq!(decide(unwritten, &later), Decision::Rest(Reason::Unwritten));
     }
 }

@@ -154,6 +154,11 @@ impl Served {
         self.save(now)
     }
 
+    /// The last one.
+    pub fn last(&self) -> Option<&Interval> {
+        self.intervals.last()
+    }
+
     /// Those of which a part lies between these times, the older ones first.
     pub fn between(&self, first: Timestamp, last: Timestamp) -> Vec<Interval> {
         let some = self.intervals.iter().filter(|i| i.until >= first && i.from <= last);

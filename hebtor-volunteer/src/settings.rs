@@ -1,15 +1,21 @@
 //! What the owner chose. Kept in the state folder; the page and `hebtor-volunteer set` change it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use eebt_page::private_file;
-use eebt_proto::Country;
+use eebt_proto::{Country, HostSet};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::Value;
 
 /// The file's name in the state folder.
 const FILE: &str = "settings.json";
+
+/// The groups of keys that can be set one by one. Consent is given on the page, where it is said what it means.
+const GROUPS: [&str; 3] = ["rules", "limits", "leave"];
 
 /// Which text the owner agrees to. A new one, when what it says changes in earnest, asks again.
 pub const CONSENT: u32 = 1;
@@ -77,9 +83,8 @@ pub struct Rules {
     pub hours: Option<Hours>,
 }
 
-/// Hours of the day, in minutes from midnight, local time. They may go past midnight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Hours of the day, in minutes from midnight, local time; as text `22:00-07:00`. They may go past midnight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hours {
     /// The first minute.
     pub from: u16,
@@ -151,6 +156,64 @@ impl Default for Limits {
     }
 }
 
+impl Leave {
+    /// Is the block list a file of domains that can be read?
+    ///
+    /// # Errors
+    /// What is wrong, with the line.
+    pub fn check_block_list(&self) -> Result<(), String> {
+        let Some(path) = &self.block_list else { return Ok(()) };
+        let wrong = |error: &dyn fmt::Display| format!("{}: {error}", path.display());
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
+        text.parse::<HostSet>().map_err(|error| wrong(&error))?;
+        Ok(())
+    }
+}
+
+/// A minute of the day as a time: 07:30.
+pub fn clock(minute: u16) -> String {
+    format!("{:02}:{:02}", minute / 60, minute % 60)
+}
+
+impl fmt::Display for Hours {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", clock(self.from), clock(self.to))
+    }
+}
+
+impl FromStr for Hours {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (from, to) = text.split_once('-').ok_or("times such as 22:00-07:00 are expected")?;
+        Ok(Self { from: minute(from)?, to: minute(to)? })
+    }
+}
+
+impl Serialize for Hours {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hours {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A time of the day, such as 07:30, in minutes.
+fn minute(text: &str) -> Result<u16, &'static str> {
+    let parts =
+        text.split_once(':').and_then(|(h, m)| Some((h.parse::<u16>().ok()?, m.parse::<u16>().ok()?)));
+    match parts {
+        Some((hour, minute)) if hour < 24 && minute < 60 || (hour, minute) == (24, 0) => {
+            Ok(hour * 60 + minute)
+        }
+        _ => Err("a time such as 07:30 is expected"),
+    }
+}
+
 impl Hours {
     /// Is this minute of the day one of them?
     pub fn contain(self, minute: u16) -> bool {
@@ -179,6 +242,14 @@ pub enum SettingsError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// A key that is not one of the owner's choices, or a value that it can't have.
+    #[error("{key}: {problem}")]
+    Key {
+        /// As it was given.
+        key: String,
+        /// What is wrong with it.
+        problem: String,
     },
     /// A value makes no sense.
     #[error("{field}: {problem}")]
@@ -218,6 +289,48 @@ impl Settings {
         let failed = |source| SettingsError::Write { path: path.clone(), source };
         let text = serde_json::to_string_pretty(self).map_err(|error| failed(error.into()))?;
         private_file::write(&path, text.as_bytes()).map_err(failed)
+    }
+
+    /// All keys that [`with`](Self::with) takes, and what they are now.
+    pub fn pairs(&self) -> Vec<(String, String)> {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        let mut pairs = Vec::new();
+        for group in GROUPS {
+            for (name, value) in value[group].as_object().into_iter().flatten() {
+                let text = match value {
+                    Value::Null => "none".into(),
+                    Value::String(text) => text.clone(),
+                    Value::Array(only) if only.is_empty() => "none".into(),
+                    Value::Array(_) => self.leave.only.join(","),
+                    other => other.to_string(),
+                };
+                pairs.push((format!("{group}.{name}"), text));
+            }
+        }
+        pairs
+    }
+
+    /// The same with another value of one key, such as `limits.day_mb`; `none` takes away what may be left out.
+    ///
+    /// # Errors
+    /// [`SettingsError::Key`] and [`SettingsError::Field`].
+    pub fn with(&self, key: &str, text: &str) -> Result<Self, SettingsError> {
+        let wrong = |problem: String| SettingsError::Key { key: key.to_owned(), problem };
+        let mut all = serde_json::to_value(self).map_err(|error| wrong(error.to_string()))?;
+        let known = key.split_once('.').filter(|(group, _)| GROUPS.contains(group));
+        let place = known.and_then(|(group, name)| all.get_mut(group)?.get_mut(name));
+        *place.ok_or_else(|| wrong("is not known; without a key all are printed".into()))? = match key {
+            "leave.only" if text == "none" => Value::Array(Vec::new()),
+            "leave.only" => text.split(',').map(str::trim).collect(),
+            _ if text == "none" => Value::Null,
+            _ => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
+        };
+        let settings: Self = serde_json::from_value(all).map_err(|error| wrong(error.to_string()))?;
+        settings.check()?;
+        if key == "leave.block_list" {
+            settings.leave.check_block_list().map_err(wrong)?;
+        }
+        Ok(settings)
     }
 
     /// Refuses what makes no sense.
@@ -295,10 +408,46 @@ mod tests {
         settings.save(dir.path()).unwrap();
         assert_eq!(Settings::load(dir.path()).unwrap(), settings);
         for bad in
-            ["{", r#"{"rulez":{}}"#, r#"{"limits":{"up_kbs":0}}"#, r#"{"rules":{"hours":{"from":5,"to":5}}}"#]
+            ["{", r#"{"rulez":{}}"#, r#"{"limits":{"up_kbs":0}}"#, r#"{"rules":{"hours":"05:00-05:00"}}"#]
         {
             std::fs::write(dir.path().join(FILE), bad).unwrap();
             assert!(Settings::load(dir.path()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn each_key_can_be_set_and_read_and_slips_are_named() {
+        let settings = Settings::default();
+        for (key, text) in [
+            ("limits.day_mb", "2000"),
+            ("limits.month_mb", "none"),
+            ("rules.battery", "false"),
+            ("rules.hours", "22:00-07:30"),
+            ("rules.idle_minutes", "none"),
+            ("leave.only", "search,news"),
+            ("leave.only", "none"),
+            ("leave.block_list", "/dev/null"),
+            ("leave.country", "SE"),
+        ] {
+            let set = settings.with(key, text).unwrap();
+            assert!(set.pairs().contains(&(key.into(), text.into())), "{key}: {:?}", set.pairs());
+            for (key, text) in set.pairs() {
+                assert_eq!(set.with(&key, &text).unwrap(), set, "{key}");
+            }
+        }
+        for (key, text, said) in [
+            ("limits.day_mb", "many", "invalid type"),
+            ("limits.clients", "0", "must be from 1 to 1024"),
+            ("limits.clients", "none", "invalid type"),
+            ("rules.hours", "7-9", "07:30"),
+            ("limits.speed", "1", "not known"),
+            ("leave.only", "", "not known"),
+            ("leave.block_list", "/nowhere", "No such file"),
+            ("consent", "{}", "not known"),
+            ("switch", "on", "not known"),
+        ] {
+            let error = settings.with(key, text).unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains(key.rsplit('.').next().unwrap()), "{error}");
         }
     }
 

@@ -33,16 +33,13 @@ struct Shown {
 impl Shown {
     fn of(app: &App) -> Self {
         let state = app.state();
-        let (colour, text) = match state.phase {
-            Phase::Serving => ([0x1a, 0x7f, 0x37], "serving".to_owned()),
-            Phase::Starting => ([0xd4, 0x96, 0x1c], "on its way into Tor".to_owned()),
-            Phase::Draining => ([0xd4, 0x96, 0x1c], "ending".to_owned()),
-            Phase::Resting if state.error.is_some() => {
-                ([0xb4, 0x2b, 0x2b], "the exit bridge ended".to_owned())
-            }
-            Phase::Resting => ([0x80, 0x88, 0x92], state.decision.to_string()),
+        let colour = match state.phase {
+            Phase::Serving => [0x1a, 0x7f, 0x37],
+            Phase::Starting | Phase::Draining => [0xd4, 0x96, 0x1c],
+            Phase::Resting if state.error.is_some() => [0xb4, 0x2b, 0x2b],
+            Phase::Resting => [0x80, 0x88, 0x92],
         };
-        Self { colour, text }
+        Self { colour, text: state.words() }
     }
 }
 
@@ -131,7 +128,8 @@ fn disc(colour: Colour) -> Icon {
 pub async fn run(app: Arc<App>, state_dir: PathBuf, shutdown: CancellationToken) {
     let mut shown = Shown::of(&app);
     let tray = Volunteer { app: Arc::clone(&app), state_dir, shutdown, shown: shown.clone() };
-    let handle = match tray.spawn().await {
+    // The panel may start later than we do.
+    let handle = match tray.assume_sni_available(true).spawn().await {
         Ok(handle) => handle,
         Err(error) => {
             tracing::info!(%error, "no tray");

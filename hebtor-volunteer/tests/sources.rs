@@ -1,5 +1,5 @@
 //! What real servers tell: an X server, buses with what GNOME, logind and NetworkManager would answer, a compositor,
-//! and a network that is ours.
+//! and a network that is ours. And a panel, to whose tray we tell something.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -13,6 +13,8 @@ mod child;
 mod line;
 #[path = "sources/pace.rs"]
 mod pace;
+#[path = "sources/tray.rs"]
+mod tray;
 #[path = "sources/wayland.rs"]
 mod wayland;
 #[path = "sources/x11.rs"]

@@ -34,7 +34,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use tests::Lab;
 
 /// Longest time for one case. Some have a network of their own, and Chutney takes half a minute more than testnet.
-const LIMIT: Duration = Duration::from_secs(360);
+const LIMIT: Duration = Duration::from_secs(420);
 
 /// Most cases of one run that may need a second try.
 const MAX_SECOND_TRIES: u32 = 4;
@@ -51,6 +51,8 @@ pub struct Suite {
     runtime: tokio::runtime::Handle,
     cases: Cases,
     second_tries: Arc<AtomicU32>,
+    /// Name and reason of each try that failed.
+    why: Arc<Mutex<Vec<String>>>,
     /// How long each took.
     took: Arc<Mutex<Vec<(Duration, String)>>>,
 }
@@ -108,7 +110,7 @@ impl Suite {
     {
         let (labs, runtime) = (Arc::clone(&self.labs), self.runtime.clone());
         let (named, second_tries) = (name.to_owned(), Arc::clone(&self.second_tries));
-        let took = Arc::clone(&self.took);
+        let (took, why) = (Arc::clone(&self.took), Arc::clone(&self.why));
         let trial = Trial::test(name, move || {
             runtime.block_on(async {
                 let lab = labs.take().await.map_err(failed)?;
@@ -116,14 +118,19 @@ impl Suite {
                     let start = Instant::now();
                     let done = tokio::time::timeout(LIMIT, case(&lab)).await;
                     took.lock().unwrap().push((start.elapsed(), named.clone()));
-                    done.map_err(failed)?.map_err(failed)
+                    let done = done.map_err(failed).and_then(|done| done.map_err(failed));
+                    if let Err(failed) = &done {
+                        why.lock()
+                            .unwrap()
+                            .push(format!("{named}: {}", failed.message().unwrap_or_default()));
+                    }
+                    done
                 };
                 let mut done = once().await;
-                if let Err(why) = &done
+                if done.is_err()
                     && second_try
                     && second_tries.fetch_add(1, Ordering::Relaxed) < MAX_SECOND_TRIES
                 {
-                    eprintln!("SECOND TRY: {named}: {}", why.message().unwrap_or_default());
                     // The network votes every 10 s; one consensus may have missed a relay.
                     tokio::time::sleep(Duration::from_secs(25)).await;
                     done = once().await;
@@ -158,6 +165,7 @@ fn main() {
         runtime: runtime.handle().clone(),
         cases: Vec::new(),
         second_tries: Arc::default(),
+        why: Arc::default(),
         took: Arc::default(),
     };
     page::cases(&mut suite);
@@ -189,11 +197,11 @@ fn main() {
     for (time, name) in took.iter().rev().take(SLOWEST) {
         eprintln!("{:6.1} s: {name}", time.as_secs_f32());
     }
-    let second_tries = suite.second_tries.load(Ordering::Relaxed);
-    if second_tries > 0 {
-        eprintln!("{second_tries} cases failed at first (SECOND TRY above); their logs are kept");
+    let why = std::mem::take(&mut *suite.why.lock().unwrap());
+    for failed in &why {
+        eprintln!("FAILED TRY: {failed}");
     }
-    let keep_logs = conclusion.has_failed() || second_tries > 0;
+    let keep_logs = conclusion.has_failed() || !why.is_empty();
     for lab in std::mem::take(&mut *suite.labs.0.lock().unwrap()) {
         let kept = runtime.block_on(lab.shutdown(keep_logs)).expect("the network goes down");
         if let Some(dir) = kept {

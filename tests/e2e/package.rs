@@ -120,7 +120,8 @@ fn unit_cases(suite: &mut Suite) {
     });
 }
 
-async fn package(lab: &Lab, name: &str) -> anyhow::Result<PathBuf> {
+/// Makes the package of a program.
+pub async fn package(lab: &Lab, name: &str) -> anyhow::Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/deb");
     let programs = binary("eebt-client");
     let target = programs.ancestors().nth(2).context("a target folder")?;

@@ -1,20 +1,22 @@
 //! The volunteer's app: a home lends its idle address, when its owner wants that and at no other time.
 
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
-use tests::{Chromium, Dns, Lab, Look, Volunteer};
+use tests::{Chromium, Desktop, Dns, Fetched, Lab, Look, Volunteer, walk};
 
 use crate::Suite;
+use crate::package::package;
 
 /// How long it may take into Tor and to be found.
 const SOON: Duration = Duration::from_secs(90);
 
 pub fn cases(suite: &mut Suite) {
-    suite.case("volunteer: consent, idle, found through the directory, the owner comes back", life);
+    suite.case("volunteer: a whole life on a desktop, from the package to nothing left", life);
     suite.case("volunteer: what it may take is what it takes", limits);
     suite.case("volunteer: Chromium by mouse, from consent to off, and on a phone", in_chromium);
     suite.case("volunteer: an address that gets listed rests, and comes back", listed);
@@ -22,6 +24,7 @@ pub fn cases(suite: &mut Suite) {
     suite.case("volunteer: what it costs while it waits, and while it serves", costs);
     suite
         .case("volunteer: one at a time, a copy of its identity, and an end that leaves nothing", at_the_end);
+    suite.case("volunteer: only what its owner lets out leaves", leave);
     suite.case("volunteer: the home can't be reached through it, and the owner can see that", home);
 }
 
@@ -30,36 +33,64 @@ async fn agree(volunteer: &Volunteer) -> anyhow::Result<()> {
     volunteer.form("agree", "understood=yes").await
 }
 
+/// All of it, on a desktop with an X server, a browser and nothing else: from the package to nothing left.
 async fn life(lab: &Lab) -> anyhow::Result<()> {
-    let directory = lab.directory().run().await?;
-    let volunteer = lab.volunteer(Some(&directory)).await?;
+    let (directory, dns) = (lab.directory().run().await?, Dns::start(lab.net.spare_ip()).await?);
+    dns.set("2.0.0.127.bl.example.net", &["127.0.0.2"]);
+    let desktop = Desktop::start(lab, &package(lab, "hebtor-volunteer").await?).await?;
+    ensure!(desktop.files().iter().any(|path| path.ends_with("applications/hebtor-volunteer.desktop")));
+    let configure = |config: &mut serde_json::Value| {
+        config["block_lists"] = json!([{ "zone": "bl.example.net", "from": 2, "to": 9 }]);
+        config["bridge"]["resolver"] = json!([dns.addr().to_string()]);
+    };
+    let volunteer = lab.volunteer_with(Some(&directory), configure, Some(desktop)).await?;
+    let mut browser = Chromium::start().await?;
+    browser.look(Look { width: 1100, dark: false }).await?;
+    let mut see = async |volunteer: &Volunteer, name: &str, says: &str| {
+        browser.open(&volunteer.url().await?).await?;
+        browser.picture(&format!("volunteer-life-{name}")).await?;
+        let html = browser.html().await?;
+        ensure!(html.contains(says), "{says}: {html}");
+        anyhow::Ok(())
+    };
+    let pointer = async |volunteer: &Volunteer| {
+        volunteer.desktop.as_ref().context("a desktop")?.move_pointer().await?;
+        volunteer.until("decision", "paused: you are using the computer", Duration::from_secs(5)).await
+    };
+
     // Nothing starts without the owner's word, idle or not.
     tokio::time::sleep(Duration::from_secs(3)).await;
     volunteer.until("decision", "off: you have not agreed yet", Duration::from_secs(5)).await?;
     volunteer.form("agree", "").await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     ensure!(volunteer.engine().is_none(), "it runs without consent");
+    see(&volunteer, "1-consent", "Nothing runs yet").await?;
 
     agree(&volunteer).await?;
-    volunteer.until("phase", "serving", SOON).await?;
+    volunteer
+        .run(&["set", "rules.idle_minutes=1", "limits.drain_seconds=8", "limits.down_kbs=100000"])
+        .await?;
+    pointer(&volunteer).await?;
+    see(&volunteer, "2-in-use", "nobody has used the computer for 1 min").await?;
+    let idle = volunteer.until("phase", "serving", Duration::from_secs(60) + SOON).await?;
+    ensure!(idle > Duration::from_secs(55), "it began {idle:?} after somebody was there");
     volunteer.until("directories", 1, SOON).await?;
+    volunteer.until("listed", false, SOON).await?;
     let client = lab.client().asks(&directory).run().await?;
     let (blocking, open) = (lab.origins.blocking_tor_exits(), lab.origins.open());
     let page = client.get(&blocking.url("/")).await?;
     ensure!(page.status == 200 && blocking.last_peer_ip() == Some(volunteer.ip), "{page:?}");
+    see(&volunteer, "3-serving", "On no list that was asked").await?;
 
     // The owner comes back: what is open goes on, what is new does not, and within the time that was said all is quiet.
-    volunteer.form("limits", LIMITS).await?;
-    volunteer.until("phase", "serving", SOON).await?;
-    volunteer.until("directories", 1, SOON).await?;
     let url = open.url("/bulk/50000000");
     let slow = client.curl(&url, &["--limit-rate", "1M", "--max-time", "60"]);
     let comes_back = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        volunteer.machine(json!({ "idle": 0 }))?;
-        volunteer.until("decision", "paused: you are using the computer", Duration::from_secs(5)).await?;
+        pointer(&volunteer).await?;
         let start = Instant::now();
         volunteer.until("phase", "draining", Duration::from_secs(3)).await?;
+        see(&volunteer, "4-the-owner-is-back", "Ending: you are using the computer").await?;
         volunteer.until("phase", "resting", Duration::from_secs(40)).await?;
         anyhow::Ok(start.elapsed())
     };
@@ -73,19 +104,55 @@ async fn life(lab: &Lab) -> anyhow::Result<()> {
         ensure!(log.contains(said), "{log}");
     }
 
-    // A crash of the app takes the exit bridge with it.
-    volunteer.machine(json!({ "idle": 3600 }))?;
+    // A cap is reached, which cuts what is open; and it holds over a crash.
+    let used = volunteer.status().await?["carried_today"].as_u64().context("carried")?;
+    let cap = format!("limits.day_mb={}", used * 22 / 10 / 1_000_000 + 20);
+    volunteer.run(&["set", "rules.idle_minutes=none", &cap]).await?;
+    volunteer.until("directories", 1, SOON).await?;
+    let broken = client.curl(&url, &["--max-time", "60"]).await?;
+    ensure!(broken.size < 50_000_000, "the cap did not hold: {broken:?}");
+    let capped = "paused: it has carried as much as you allow for a day";
+    volunteer.until("decision", capped, SOON).await?;
+    volunteer.until("phase", "resting", SOON).await?;
+    see(&volunteer, "5-cap", "Paused: it has carried as much as you allow for a day").await?;
+    volunteer.process.signal(nix::sys::signal::Signal::SIGKILL);
+    let volunteer = volunteer.restart().await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    volunteer.until("decision", capped, Duration::from_secs(5)).await?;
+    ensure!(volunteer.engine().is_none(), "it serves over its cap");
+
+    // A crash of the app takes the exit bridge with it. The address was listed meanwhile.
+    volunteer.run(&["set", "limits.day_mb=none"]).await?;
     volunteer.until("phase", "serving", SOON).await?;
+    dns.set(&in_block_list(volunteer.ip)?, &["127.0.0.4"]);
     let engine = volunteer.engine().context("no exit bridge")?;
     volunteer.process.signal(nix::sys::signal::Signal::SIGKILL);
     let start = Instant::now();
-    while std::path::Path::new(&format!("/proc/{engine}")).exists() {
+    while Path::new(&format!("/proc/{engine}")).exists() {
         ensure!(start.elapsed() < Duration::from_secs(5), "the exit bridge outlives the app");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let volunteer = volunteer.restart().await?;
-    volunteer.until("phase", "serving", SOON).await?;
+    let mut volunteer = volunteer.restart().await?;
+    let listed = "paused: your address is on a list of addresses that sites refuse";
+    volunteer.until("decision", listed, SOON).await?;
+    see(&volunteer, "6-listed", "Sites refuse it now").await?;
+
+    // And nothing is left of it.
+    volunteer.run(&["uninstall", "--yes"]).await?;
+    ensure!(volunteer.process.exit_code(Duration::from_secs(30)).await? == Some(0));
+    let desktop = volunteer.desktop.take().context("a desktop")?;
+    desktop.dpkg(&["--purge", "hebtor-volunteer"]).await?;
+    let left =
+        [desktop.files(), walk(&volunteer.dir.join("home")), walk(&volunteer.dir.join("state"))].concat();
+    ensure!(left.is_empty(), "{left:?}");
     Ok(())
+}
+
+/// Where an address would be in the block list of the tests.
+fn in_block_list(ip: IpAddr) -> anyhow::Result<String> {
+    let IpAddr::V4(ip) = ip else { anyhow::bail!("{ip}") };
+    let [a, b, c, d] = ip.octets();
+    Ok(format!("{d}.{c}.{b}.{a}.bl.example.net"))
 }
 
 /// As the form sends them: 8 s to drain, the rest is plenty.
@@ -93,7 +160,7 @@ const LIMITS: &str = "down_kbs=100000&up_kbs=100000&day_mb=10&month_mb=10&client
 
 async fn limits(lab: &Lab) -> anyhow::Result<()> {
     let directory = lab.directory().run().await?;
-    let mut volunteer = lab.volunteer(Some(&directory)).await?;
+    let volunteer = lab.volunteer(Some(&directory)).await?;
     agree(&volunteer).await?;
     let slower = LIMITS.replace("down_kbs=100000", "down_kbs=1000").replace("up_kbs=100000", "up_kbs=500");
     volunteer.form("limits", &slower).await?;
@@ -102,45 +169,75 @@ async fn limits(lab: &Lab) -> anyhow::Result<()> {
     let open = lab.origins.open();
     ensure!(client.get(&open.url("/")).await?.status == 200);
 
-    // Over all streams together. The way there is no part of the limit.
-    let start = Instant::now();
-    ensure!(client.get(&open.url("/")).await?.status == 200);
-    let way = start.elapsed();
-    let start = Instant::now();
+    // Over all streams together.
     let url = open.url("/bulk/6000000");
-    for page in futures::future::join_all((0..4).map(|_| client.get(&url))).await {
-        page?.is_bulk(6_000_000)?;
-    }
-    within(24_000_000.0 / (start.elapsed() - way).as_secs_f64(), 1_000_000.0)?;
-    let start = Instant::now();
-    client.upload(open, "/sink", 6_000_000).await?;
-    within(6_000_000.0 / (start.elapsed() - way).as_secs_f64(), 500_000.0)?;
-
-    // The cap of the day holds, also over a crash.
-    let used = volunteer.status().await?["carried_today"].as_u64().context("carried")?;
-    ensure!(used >= 30_000_000, "{used}");
-    let cap = used * 21 / 10 / 1_000_000 + 20;
-    volunteer.form("limits", &LIMITS.replace("day_mb=10", &format!("day_mb_on=yes&day_mb={cap}"))).await?;
-    volunteer.until("phase", "serving", SOON).await?;
-    volunteer.until("directories", 1, SOON).await?;
-    let broken = client.curl(&open.url("/bulk/50000000"), &["--max-time", "60"]).await?;
-    ensure!(broken.size < 50_000_000, "the cap did not hold: {broken:?}");
-    volunteer.until("decision", "paused: it has carried as much as you allow for a day", SOON).await?;
-    volunteer.until("phase", "resting", SOON).await?;
-    volunteer.process.signal(nix::sys::signal::Signal::SIGKILL);
-    volunteer = volunteer.restart().await?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    volunteer
-        .until("decision", "paused: it has carried as much as you allow for a day", Duration::from_secs(5))
-        .await?;
-    ensure!(volunteer.engine().is_none(), "it serves over its cap");
+    keeps_to(1_000_000.0, async || {
+        let pages = futures::future::join_all((0..4).map(|_| client.get(&url))).await;
+        let pages: Vec<Fetched> = pages.into_iter().collect::<Result<_, _>>()?;
+        for page in &pages {
+            page.is_bulk(6_000_000)?;
+        }
+        let begun = pages.iter().map(|page| page.began).min().unwrap_or_default();
+        let ended = pages.iter().map(|page| page.took).max().unwrap_or_default();
+        Ok(24_000_000.0 / (ended - begun).as_secs_f64())
+    })
+    .await?;
+    keeps_to(500_000.0, async || {
+        let sent = client.upload(open, "/sink", 6_000_000).await?;
+        let got: serde_json::Value = serde_json::from_str(&sent.text)?;
+        Ok(6_000_000.0 / got["seconds"].as_f64().context("seconds")?)
+    })
+    .await?;
     Ok(())
 }
 
-/// Within 5 % of what was set.
-fn within(measured: f64, set: f64) -> anyhow::Result<()> {
-    let ratio = measured / set;
-    ensure!((0.95..=1.05).contains(&ratio), "{measured:.0} B/s, and {set:.0} were set");
+/// Never more than 5 % faster than what was set, in bytes a second. A busy machine may make it slower, but not each time.
+async fn keeps_to(set: f64, measure: impl AsyncFn() -> anyhow::Result<f64>) -> anyhow::Result<()> {
+    let mut ratios = Vec::new();
+    while ratios.len() < 3 {
+        let ratio = measure().await? / set;
+        ensure!(ratio <= 1.05, "{ratio:.3} of what was set");
+        if ratio >= 0.95 {
+            return Ok(());
+        }
+        ratios.push(ratio);
+    }
+    anyhow::bail!("it never came near to what was set: {ratios:.3?}")
+}
+
+async fn leave(lab: &Lab) -> anyhow::Result<()> {
+    let (directory, dns) = (lab.directory().run().await?, Dns::start(lab.net.spare_ip()).await?);
+    let open = lab.origins.open();
+    let names = ["duckduckgo.com", "wikipedia.org", "any.example"];
+    for name in names {
+        dns.set(name, &[&open.addr().ip().to_string()]);
+    }
+    let resolver = json!([dns.addr().to_string()]);
+    let volunteer =
+        lab.volunteer_with(Some(&directory), |config| config["bridge"]["resolver"] = resolver, None).await?;
+    agree(&volunteer).await?;
+    let blocked = volunteer.dir.join("blocked");
+    std::fs::write(&blocked, "wikipedia.org\n")?;
+    let by_file = format!("leave.block_list={}", blocked.display());
+    // With what is set, which of the names open, and does a bare address?
+    for (set, opens) in [
+        (["leave.only=search,encyclopedias", "leave.block_list=none"], [true, true, false, false]),
+        (["leave.only=none", &by_file], [true, false, true, false]),
+        (["leave.only=encyclopedias", &by_file], [false, false, false, false]),
+    ] {
+        volunteer.run(&["off"]).await?;
+        volunteer.until("phase", "resting", SOON).await?;
+        volunteer.run(&[&["set"][..], &set].concat()).await?;
+        volunteer.run(&["on"]).await?;
+        volunteer.until("directories", 1, SOON).await?;
+        let client = lab.client().asks(&directory).run().await?;
+        let port = open.addr().port();
+        let urls = names.iter().map(|name| format!("http://{name}:{port}/")).chain([open.url("/")]);
+        for (url, opens) in urls.zip(opens) {
+            let page = client.get(&url).await?;
+            ensure!((page.status == 200) == opens, "{set:?}: {url}: {page:?}");
+        }
+    }
     Ok(())
 }
 
@@ -241,22 +338,20 @@ async fn at_the_end(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All below a folder.
-fn walk(dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
-}
-
 async fn listed(lab: &Lab) -> anyhow::Result<()> {
     let (directory, dns) = (lab.directory().run().await?, Dns::start(lab.net.spare_ip()).await?);
     let blocking = lab.origins.blocking_tor_exits().url("/");
     dns.set("2.0.0.127.bl.example.net", &["127.0.0.2"]);
     let volunteer = lab
-        .volunteer_with(Some(&directory), |config| {
-            config["block_lists"] = json!([{ "zone": "bl.example.net", "from": 2, "to": 9 }]);
-            config["canaries"] = json!([blocking]);
-            config["bridge"]["resolver"] = json!([dns.addr().to_string()]);
-        })
+        .volunteer_with(
+            Some(&directory),
+            |config| {
+                config["block_lists"] = json!([{ "zone": "bl.example.net", "from": 2, "to": 9 }]);
+                config["canaries"] = json!([blocking]);
+                config["bridge"]["resolver"] = json!([dns.addr().to_string()]);
+            },
+            None,
+        )
         .await?;
     agree(&volunteer).await?;
     volunteer.until("phase", "serving", SOON).await?;
@@ -265,9 +360,7 @@ async fn listed(lab: &Lab) -> anyhow::Result<()> {
     let page = fetched(&volunteer.url().await?).await?;
     ensure!(page.contains("turns Tor away, as expected") && page.contains("not listed"), "{page}");
 
-    let std::net::IpAddr::V4(ip) = volunteer.ip else { anyhow::bail!("{}", volunteer.ip) };
-    let [a, b, c, d] = ip.octets();
-    let entry = format!("{d}.{c}.{b}.{a}.bl.example.net");
+    let entry = in_block_list(volunteer.ip)?;
     // A home's own kind of entry says nothing.
     dns.set(&entry, &["127.0.0.10"]);
     let volunteer = volunteer.end_and_restart().await?;

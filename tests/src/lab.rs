@@ -335,6 +335,8 @@ pub struct Fetched {
     pub exit_code: i32,
     /// From start to end.
     pub took: Duration,
+    /// From start to the answer's first byte.
+    pub began: Duration,
 }
 
 impl Fetched {
@@ -417,7 +419,16 @@ pub async fn curl(proxy: &str, url: &str, args: &[&str], dir: &Path) -> anyhow::
 async fn curl_to(body: &NamedTempFile, proxy: &str, url: &str, args: &[&str]) -> anyhow::Result<Fetched> {
     let start = Instant::now();
     let out = Command::new("curl")
-        .args(["-sS", "--max-time", "120", "-w", "%{http_code}", "--proxy", proxy, "-o"])
+        .args([
+            "-sS",
+            "--max-time",
+            "120",
+            "-w",
+            "%{http_code} %{time_starttransfer}",
+            "--proxy",
+            proxy,
+            "-o",
+        ])
         .arg(body.path())
         .args(args)
         .arg(url)
@@ -427,13 +438,16 @@ async fn curl_to(body: &NamedTempFile, proxy: &str, url: &str, args: &[&str]) ->
         .context("curl")?;
     let took = start.elapsed();
     let bytes = std::fs::read(body.path())?;
+    let said = String::from_utf8_lossy(&out.stdout);
+    let (status, began) = said.split_once(' ').unwrap_or_default();
     Ok(Fetched {
-        status: String::from_utf8_lossy(&out.stdout).trim().parse().unwrap_or_default(),
+        status: status.parse().unwrap_or_default(),
         sha256: sha256(&bytes),
         size: bytes.len() as u64,
         text: if bytes.len() < 2000 { String::from_utf8(bytes).unwrap_or_default() } else { String::new() },
         exit_code: out.status.code().unwrap_or(-1),
         took,
+        began: Duration::from_secs_f64(began.parse().unwrap_or_default()),
     })
 }
 

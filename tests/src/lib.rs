@@ -22,4 +22,4 @@ pub use dns::Dns;
 pub use lab::{Bridge, BridgeBuilder, Client, ClientBuilder, Fetched, Lab, Way, circuit_reach, curl};
 pub use operator::Operator;
 pub use process::{Running, binary, connections_of, peers_of};
-pub use volunteer::Volunteer;
+pub use volunteer::{Desktop, Volunteer, walk};

@@ -1,7 +1,8 @@
-//! The volunteer's app under test, on a machine whose facts a case writes into a file.
+//! The volunteer's app under test: on a machine whose facts a case writes into a file, or on a desktop with an X server, where the
+//! package was installed.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -21,19 +22,80 @@ pub struct Volunteer {
     pub ip: IpAddr,
     /// Its folder: configuration, facts, and in `state` all else.
     pub dir: PathBuf,
+    /// Where it is, if it is on one.
+    pub desktop: Option<Desktop>,
+}
+
+/// A virtual display, and a machine with nothing on it but our package.
+pub struct Desktop {
+    _server: Running,
+    display: String,
+    root: PathBuf,
+}
+
+impl Desktop {
+    /// With this package installed.
+    pub async fn start(lab: &Lab, package: &Path) -> anyhow::Result<Self> {
+        let dir = lab.folder("desktop");
+        let mut command = Command::new("Xvfb");
+        command.args(["-displayfd", "1", "-noreset", "-nolisten", "tcp"]);
+        let mut server = Running::start(command, &dir)?;
+        let display = server.wait_for("a display", |out, _| out.strip_suffix('\n').map(String::from)).await?;
+        let root = dir.join("root");
+        for folder in ["info", "updates", "triggers"] {
+            std::fs::create_dir_all(root.join("var/lib/dpkg").join(folder))?;
+        }
+        for file in ["status", "available"] {
+            std::fs::write(root.join("var/lib/dpkg").join(file), "")?;
+        }
+        let desktop = Self { _server: server, display: format!(":{display}"), root };
+        // What it depends on is on the machine around it.
+        desktop.dpkg(&["--force-depends", "--install", package.to_str().context("path")?]).await?;
+        Ok(desktop)
+    }
+
+    /// Runs the package manager.
+    pub async fn dpkg(&self, args: &[&str]) -> anyhow::Result<()> {
+        let mut command = Command::new("dpkg");
+        command.arg(format!("--root={}", self.root.display())).arg("--log=/dev/null").args(args);
+        let out = command.kill_on_drop(true).output().await?;
+        ensure!(out.status.success(), "{out:?}");
+        Ok(())
+    }
+
+    /// All files on it that are not the package manager's own.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let own = self.root.join("var/lib/dpkg");
+        walk(&self.root).into_iter().filter(|path| !path.starts_with(&own)).collect()
+    }
+
+    /// Somebody moves the pointer.
+    pub async fn move_pointer(&self) -> anyhow::Result<()> {
+        let mut command = Command::new("xdotool");
+        command.args(["mousemove", "300", "300", "mousemove", "400", "400"]).env("DISPLAY", &self.display);
+        ensure!(command.status().await?.success(), "xdotool");
+        Ok(())
+    }
+}
+
+/// All files below a folder.
+pub fn walk(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
 impl Lab {
     /// A home machine that found these directories, where the app was just installed; nobody has used it for an hour.
     pub async fn volunteer(&self, directory: Option<&Directory>) -> anyhow::Result<Volunteer> {
-        self.volunteer_with(directory, |_| {}).await
+        self.volunteer_with(directory, |_| {}, None).await
     }
 
-    /// The same, with another configuration.
+    /// The same, with another configuration, and on a desktop.
     pub async fn volunteer_with(
         &self,
         directory: Option<&Directory>,
         change: impl FnOnce(&mut Value),
+        desktop: Option<Desktop>,
     ) -> anyhow::Result<Volunteer> {
         let (ip, dir) = (self.net.spare_ip(), self.folder("volunteer"));
         let opens: Vec<_> = self.origins.all().iter().map(|o| format!("{}/32", o.addr().ip())).collect();
@@ -55,18 +117,35 @@ impl Lab {
         });
         change(&mut config);
         std::fs::write(dir.join("volunteer.toml"), toml::to_string(&config)?)?;
-        let process = start(&dir).await?;
-        let volunteer = Volunteer { process, ip, dir };
+        let process = start(&dir, desktop.as_ref()).await?;
+        let volunteer = Volunteer { process, ip, dir, desktop };
         volunteer.machine(json!({ "idle": 3600 }))?;
         Ok(volunteer)
     }
 }
 
-async fn start(dir: &std::path::Path) -> anyhow::Result<Running> {
-    let mut command = Command::new(binary("hebtor-volunteer"));
-    command.arg("--headless").arg("--config").arg(dir.join("volunteer.toml"));
-    command.arg("--facts").arg(dir.join("facts.json")).env("RUST_LOG", LOG);
+/// Its program, for a home of its own: what starts at log-in is written there.
+fn program(dir: &Path, desktop: Option<&Desktop>) -> Command {
+    let mut command = match desktop {
+        None => Command::new(binary("hebtor-volunteer")),
+        Some(desktop) => {
+            let mut command = Command::new(desktop.root.join("usr/bin/hebtor-volunteer"));
+            command.env("DISPLAY", &desktop.display);
+            command
+        }
+    };
     command.env("HOME", dir.join("home")).env("XDG_CONFIG_HOME", dir.join("home/.config"));
+    command.arg("--config").arg(dir.join("volunteer.toml"));
+    command
+}
+
+async fn start(dir: &Path, desktop: Option<&Desktop>) -> anyhow::Result<Running> {
+    let mut command = program(dir, desktop);
+    match desktop {
+        None => command.arg("--headless").arg("--facts").arg(dir.join("facts.json")),
+        Some(_) => command.arg("--hidden"),
+    };
+    command.env("RUST_LOG", LOG);
     let mut process = Running::start(command, dir)?;
     process
         .wait_for("ready line", |_, err| err.lines().any(|l| l.starts_with("ready: ")).then_some(()))
@@ -84,9 +163,9 @@ impl Volunteer {
 
     /// Starts it again, after it ended.
     pub async fn restart(self) -> anyhow::Result<Self> {
-        let Self { process, ip, dir } = self;
+        let Self { process, ip, dir, desktop } = self;
         drop(process);
-        Ok(Self { process: start(&dir).await?, ip, dir })
+        Ok(Self { process: start(&dir, desktop.as_ref()).await?, ip, dir, desktop })
     }
 
     /// Ends it in order, and starts it again.
@@ -102,11 +181,9 @@ impl Volunteer {
 
     /// Runs its program with further arguments; what it printed.
     pub async fn run(&self, args: &[&str]) -> anyhow::Result<String> {
-        let mut command = Command::new(binary("hebtor-volunteer"));
-        command.args(args).arg("--config").arg(self.dir.join("volunteer.toml"));
-        // A home of its own: what starts at log-in is written there. No browser: nobody looks.
-        let home = self.dir.join("home");
-        command.env("HOME", &home).env("XDG_CONFIG_HOME", home.join(".config")).env("PATH", "/nowhere");
+        let mut command = program(&self.dir, self.desktop.as_ref());
+        // No browser: nobody looks.
+        command.args(args).env("PATH", "/nowhere");
         let out = command.output().await?;
         ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         Ok(String::from_utf8(out.stdout)?.trim().to_owned())

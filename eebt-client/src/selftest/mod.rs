@@ -419,10 +419,7 @@ async fn with_client<T>(
         done = working => done,
         ended = client.run(runtime, CancellationToken::new(), say) => Err(match ended {
             Ok(()) => "it ended".to_owned(),
-            Err(error) => {
-                let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
-                causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-            }
+            Err(error) => eebt_proto::causes(&error),
         }),
     })
 }

@@ -191,7 +191,10 @@ fn a_host_that_is_mapped_in_torrc_is_not_named() {
     let (dir, tor) = (tempfile::tempdir().unwrap(), FakeTor::start());
     tor.state().options.insert("MapAddress".into(), format!("{HOST} 192.0.2.9"));
     let error = error(begin(dir.path(), &tor, wanted(vec![exit_bridge(1)])));
-    assert!(matches!(error, AttachError::Taken) && !crate::causes(&error).contains("example"), "{error}");
+    assert!(
+        matches!(error, AttachError::Taken) && !eebt_proto::causes(&error).contains("example"),
+        "{error}"
+    );
     assert!(tor.state().mapped.is_empty());
 }
 

@@ -110,7 +110,7 @@ impl Aws {
             loader.load().await
         });
         let provider = config.credentials_provider().ok_or_else(|| none("there are none".into()))?;
-        runtime.block_on(provider.provide_credentials()).map_err(|error| none(crate::causes(&error)))?;
+        runtime.block_on(provider.provide_credentials()).map_err(|error| none(eebt_proto::causes(&error)))?;
         Ok(Self { runtime, config, clients: Mutex::default(), groups: Mutex::default() })
     }
 

@@ -7,16 +7,18 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use eebt_proto::causes;
+
 use super::reconcile::{Listed, NEW};
 use super::saga::Wanted;
 use super::{Condition, Machine};
 use crate::check::{Checked, Checker, Question};
+use crate::crash_point;
 use crate::fleet::Fleet;
 use crate::instance::{Instance, Provider, State};
 use crate::ledger::Step;
 use crate::local::{self, Settings};
 use crate::raise::{Failed, RaiseError};
-use crate::{causes, crash_point};
 
 /// How often new machines are asked for their addresses, and then whether they still live.
 const POLL: Duration = Duration::from_secs(2);

@@ -95,7 +95,7 @@ impl Api {
         }
         let client = Client::builder().timeout(TRY).redirect(Policy::none()).https_only(!is_here);
         let client = client.user_agent(concat!("eebt/", env!("CARGO_PKG_VERSION"))).build();
-        let client = client.map_err(|err| wrong(crate::causes(&err), String::new()))?;
+        let client = client.map_err(|err| wrong(eebt_proto::causes(&err), String::new()))?;
         let base = base.trim_end_matches('/').to_owned();
         Ok(Self { cloud, base, token, client, trouble, hint })
     }
@@ -239,7 +239,7 @@ impl Api {
                 return match answer {
                     Ok(answer) => Ok(answer.map_err(|(no, _)| no)),
                     Err(error) => {
-                        let said = crate::causes(&error.without_url());
+                        let said = eebt_proto::causes(&error.without_url());
                         Err(self.error(call, Trouble::Unknown, said))
                     }
                 };

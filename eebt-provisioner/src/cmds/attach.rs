@@ -235,7 +235,7 @@ impl Args {
         }
         let hint = Some(ControlError::HINT_CONNECT.to_owned());
         let message = match (&self.control, last) {
-            (Some(_), Some(error)) => eebt_provisioner::causes(&error),
+            (Some(_), Some(error)) => eebt_proto::causes(&error),
             _ => format!("--control: no tor listens for controllers at {}", PLACES.join(", ")),
         };
         Err(Hinted { message, hint }.into())
@@ -327,5 +327,5 @@ fn read(field: &str, path: &Path) -> anyhow::Result<String> {
 
 fn hinted(error: AttachError) -> anyhow::Error {
     let hint = error.hint().map(str::to_owned);
-    Hinted { message: eebt_provisioner::causes(&error), hint }.into()
+    Hinted { message: eebt_proto::causes(&error), hint }.into()
 }

@@ -5,9 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::Context;
+use eebt_proto::causes;
 use eebt_provisioner::lower::{LowerError, Lowered};
 use eebt_provisioner::report::Report;
-use eebt_provisioner::{Fleet, Instance, causes, locks};
+use eebt_provisioner::{Fleet, Instance, locks};
 use serde_json::json;
 
 use super::named;

@@ -8,12 +8,13 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use eebt_proto::causes;
 use eebt_provisioner::check::Checker;
 use eebt_provisioner::cloud::{Come, MicroUsd, Offers, Wanted};
 use eebt_provisioner::instance::{Instance, Provider, expiry};
 use eebt_provisioner::ledger::LedgerError;
 use eebt_provisioner::raise::{self, Failed, ReserveError};
-use eebt_provisioner::{Fleet, causes, locks};
+use eebt_provisioner::{Fleet, locks};
 use serde_json::json;
 
 use super::make::{self, How, Patience, make};

@@ -546,7 +546,7 @@ mod tests {
         let insert = "INSERT INTO secrets VALUES ('203.0.113.1', '')";
         run(&store, insert).await.unwrap();
         let error = bounded("cannot insert", async { run(&store, insert).await }).await.unwrap_err();
-        let text = crate::index::causes(&error);
+        let text = eebt_proto::causes(&error);
         assert!(text.starts_with("store: cannot insert: duplicate key value violates"), "{text}");
         assert!(!text.contains("203.0.113.1") && !text.contains('\n'), "{text}");
     }
@@ -562,7 +562,7 @@ mod tests {
             "CREATE TABLE version (only_row BIGINT, version BIGINT); INSERT INTO version VALUES (1, 99)";
         client.batch_execute(tables).await.unwrap();
         let error = Postgres::open(&url.parse().unwrap()).await.err().unwrap();
-        let text = crate::index::causes(&error);
+        let text = eebt_proto::causes(&error);
         assert!(text.ends_with("it is of version 99, this program of 1"), "{text}");
         let bridges = client.query_one("SELECT to_regclass('bridges') IS NULL", &[]).await.unwrap();
         assert!(bridges.get::<_, bool>(0));

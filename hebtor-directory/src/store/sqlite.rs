@@ -333,7 +333,7 @@ mod tests {
             "CREATE TABLE version (only_row BIGINT, version BIGINT); INSERT INTO version VALUES (1, 99)";
         other.execute_batch(tables).unwrap();
         let error = Sqlite::open(&path).err().unwrap();
-        let text = crate::index::causes(&error);
+        let text = eebt_proto::causes(&error);
         assert!(text.ends_with("it is of version 99, this program of 1"), "{text}");
         let count = "SELECT COUNT(*) FROM sqlite_master";
         assert_eq!(other.query_row(count, [], |row| row.get::<_, i64>(0)).unwrap(), 1);

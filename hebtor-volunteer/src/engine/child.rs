@@ -25,6 +25,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// moment makes up for it.
 const MIN_BURST: f64 = 16_384.0;
 
+/// What it aims at when it took too much: this part of what it may take. What a byte costs is never the same, and it shall stay below.
+const AIM: f64 = 0.9;
+
 /// Runs it, until standard input ends or it is told to.
 pub fn run() -> ExitCode {
     match start() {
@@ -86,13 +89,17 @@ fn start() -> anyhow::Result<()> {
                 }
             }
         };
-        let mut attestations = status.attestations();
+        let (mut way_in, mut attestations) = (status.way_in(), status.attestations());
+        // Both have their senders in `status`, which is here as long as this.
         let pass_on = async {
-            while attestations.changed().await.is_ok() {
-                let last = attestations.borrow_and_update().values().cloned().collect();
-                tell(&Event::Attested(last));
+            loop {
+                tokio::select! {
+                    _changed = way_in.changed() => tell(&Event::WayIn(way_in.borrow_and_update().clone())),
+                    _changed = attestations.changed() => {
+                        tell(&Event::Attested(attestations.borrow_and_update().values().cloned().collect()));
+                    }
+                }
             }
-            std::future::pending::<()>().await;
         };
         tokio::select! {
             ended = bridge.run(runtime, shutdown.clone(), ready) => Ok(ended?),
@@ -200,10 +207,10 @@ impl Spared {
         }
         self.last = Some((had, now));
         let used = had.saturating_sub(before).as_secs_f64() / passed;
-        // What it takes follows what it carries. Down at once, up slowly.
+        // What it takes follows what it carries. Down at once, to a little below what is allowed; up slowly.
         self.factor = match used / self.allowed {
-            over if over > 1.0 => (self.factor / over).max(0.01),
-            near if near > 0.9 => self.factor,
+            over if over > 1.0 => (self.factor * AIM / over).max(0.01),
+            near if near > AIM * AIM => self.factor,
             _ => (self.factor * 1.1).min(1.0),
         };
         self.factor

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
-use eebt_bridge::status::Totals;
+use eebt_bridge::status::{Totals, WayIn};
 use eebt_proto::{Attestation, SignedDocument};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
@@ -30,6 +30,7 @@ pub struct Engine {
     serving: bool,
     /// When it is ended, if it has not by then.
     ends: Option<Instant>,
+    way_in: WayIn,
     totals: Totals,
     failed: Option<String>,
     home: VecDeque<Vec<Tried>>,
@@ -73,6 +74,7 @@ impl Engine {
             with: with.clone(),
             serving: false,
             ends: None,
+            way_in: WayIn::default(),
             totals: Totals::default(),
             failed: None,
             home: VecDeque::new(),
@@ -113,6 +115,7 @@ impl Engine {
         let before = self.totals;
         while let Ok(event) = self.events.try_recv() {
             match event {
+                Event::WayIn(way_in) => self.way_in = way_in,
                 Event::Serving => self.serving = true,
                 Event::Totals(totals) => self.totals = totals,
                 Event::Home(tried) => self.home.push_back(tried),
@@ -135,6 +138,11 @@ impl Engine {
             clients_met: new(now.clients_met, before.clients_met),
             ..now
         }
+    }
+
+    /// How far it is on its way into Tor.
+    pub fn way_in(&self) -> &WayIn {
+        &self.way_in
     }
 
     /// Since it was started.

@@ -11,7 +11,7 @@ mod home;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use eebt_bridge::status::Totals;
+use eebt_bridge::status::{Totals, WayIn};
 use eebt_proto::SignedDocument;
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +61,8 @@ pub(crate) struct Rates {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Event {
+    /// How far it is on its way into Tor.
+    WayIn(WayIn),
     /// It serves. Not with what bridge line: that is for directories alone.
     Serving,
     /// What was counted since it started; once a second while that changes.

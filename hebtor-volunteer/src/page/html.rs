@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use eebt_bridge::status::WayIn;
 use eebt_page::html::{frame, refresh, table};
 use eebt_page::text::{bytes, span};
 use jiff::{Timestamp, ToSpan as _, Zoned};
@@ -15,7 +16,8 @@ use crate::engine::Outcome;
 use crate::health::{Verdict, Way, is_listed};
 use crate::machine;
 use crate::rules::{Decision, Reason};
-use crate::settings::{Hours, Leave, Limits, Rules, Switch};
+use crate::served::Served;
+use crate::settings::{Hours, Leave, Limits, Rules, Switch, clock};
 use crate::sources::Facts;
 use crate::usage::on_the_line;
 
@@ -79,21 +81,18 @@ pub(super) fn say(said: &Said) -> Markup {
 }
 
 fn now_section(state: &State, directories: bool, now: &Zoned) -> Markup {
-    let (class, title) = match (state.phase, state.decision) {
-        (Phase::Serving, _) => ("dot serving", "Serving".to_owned()),
-        (Phase::Starting, _) => ("dot starting", "On its way into Tor".to_owned()),
-        (Phase::Draining, Decision::Rest(reason)) => ("dot draining", format!("Ending: {reason}")),
-        (Phase::Draining, Decision::Serve) => {
-            ("dot draining", "Starting anew with what you chose".to_owned())
-        }
-        (Phase::Resting, decision) => ("dot", capital(&decision.to_string())),
+    let class = match state.phase {
+        Phase::Serving => "dot serving",
+        Phase::Starting => "dot starting",
+        Phase::Draining => "dot draining",
+        Phase::Resting => "dot",
     };
     let today = state.usage.day(now.date());
     let limits = &state.settings.limits;
     html! {
         section aria-labelledby="now" {
             div.state {
-                h2 #now { span class=(class) aria-hidden="true" {} (title) }
+                h2 #now { span class=(class) aria-hidden="true" {} (capital(&state.words())) }
                 form.switch method="post" action="switch" role="group" aria-label="Main switch" {
                     input type="hidden" name="minutes" value="60";
                     @let on = state.settings.switch;
@@ -116,17 +115,52 @@ fn now_section(state: &State, directories: bool, now: &Zoned) -> Markup {
                 @if machine::starts_at_log_in() { "It starts when you log in. " button name="to" value="off" { "No longer" } }
                 @else { "It does not start by itself. " button name="to" value="on" { "Start it when I log in" } }
             }
+            @if state.phase == Phase::Starting { (way_in(&state.way_in)) }
             @if let Some(error) = &state.error { p.error { "The exit bridge ended: " (error) ". It is tried again." } }
             @if !directories {
                 p.notice { "No exit-bridge directory is configured, so nobody can find your address. Put one into the configuration file." }
+            } @else if state.phase == Phase::Serving && state.totals.directories == 0 {
+                p.notice { "No exit-bridge directory hands your address out yet, so nobody finds it. They are asked again and again." }
             }
             ul.fears {
-                li { h3 { "My address" } p { "Lent only while this says “Serving”. " (state.totals.clients) " people now." } }
-                li { h3 { "The blame" } p { "A receipt can show when it was lent." } }
+                li { h3 { "My address" } p { "Lent only while this says “Serving”. " (state.totals.clients) " people now. " (standing(&state.health, now)) } }
+                li { h3 { "The blame" } p { (lent(&state.served, now)) } }
                 li { h3 { "My line" } p { (bytes(on_the_line(today.carried()))) " of " (cap(limits.day_mb)) " today, at most " (limits.down_kbs) " kB/s down and " (limits.up_kbs) " kB/s up." } }
                 li { h3 { "My computer" } p { "At most " (limits.cpu_percent) " % of one processor; nothing on battery." } }
                 li { h3 { "Does it do anything?" } p { (people(today.people)) " and " (bytes(today.carried())) " carried today." } }
                 li { h3 { "When I am here" } p { "It rests within " (limits.drain_seconds) " s." } }
+            }
+        }
+    }
+}
+
+fn way_in(way_in: &WayIn) -> Markup {
+    html! {
+        @if let Some(blocked) = &way_in.blocked {
+            p.error { "It does not get on: " (blocked) ". Is this computer connected, and its clock right? Where a network blocks Tor, give Arti                        bridges: “bridge.tor” in the configuration file." }
+        } @else if way_in.percent < 100 { p { (way_in.percent) " % of the way." } }
+        @else { p { "This takes a minute or so." } }
+    }
+}
+
+/// What is known against the address.
+fn standing(health: &Health, now: &Zoned) -> String {
+    match health.last() {
+        None => "It is checked against block lists each day; not yet, so far.".into(),
+        Some(_) if health.is_listed() => "Sites refuse it now: it is on a list, see below.".into(),
+        Some(last) => format!("On no list that was asked, {}.", time(last.at, now)),
+    }
+}
+
+/// When the address was lent last, and who can say so.
+fn lent(served: &Served, now: &Zoned) -> Markup {
+    html! {
+        @match served.last() {
+            None => "Your address was not lent so far. Once it was, a receipt shows when.",
+            Some(last) => {
+                "Lent last from " (time(last.from, now)) " to " (time(last.until, now))
+                (if last.attestations.is_empty() { ". " } else { ", which directories signed. " })
+                a href="receipt" { "The receipt" } " shows it."
             }
         }
     }
@@ -293,7 +327,6 @@ fn rules(rules: &Rules, facts: &Facts) -> Markup {
         Some(false) => "now: no",
         None => "can't be told here",
     };
-    let minute = |minute: u16| format!("{:02}:{:02}", minute / 60 % 24, minute % 60);
     let hours = rules.hours.unwrap_or(Hours { from: 22 * 60, to: 7 * 60 });
     let usual = Rules::default();
     html! {
@@ -319,8 +352,8 @@ fn rules(rules: &Rules, facts: &Facts) -> Markup {
                 }
                 p {
                     (tick("hours_on", rules.hours.is_some(), "except from")) " "
-                    input type="time" name="from" value=(minute(hours.from)) aria-label="from"; " to "
-                    input type="time" name="to" value=(minute(hours.to)) aria-label="to";
+                    input type="time" name="from" value=(clock(hours.from)) aria-label="from"; " to "
+                    input type="time" name="to" value=(clock(hours.to % 1440)) aria-label="to";
                 }
                 p { button { "Save rules" } }
             }

@@ -18,6 +18,7 @@ use axum::routing::get;
 use axum::{Router, http::header};
 use eebt_page::forms::{Fields, Last, Shared, form};
 use eebt_page::{LocalPage, PlaceError};
+use eebt_proto::causes;
 use jiff::{Timestamp, Zoned};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -72,6 +73,10 @@ pub struct Status {
     pub phase: String,
     /// What was decided, and why: "paused: on battery".
     pub decision: String,
+    /// What it does now, in words: the same, or how far it has come with it.
+    pub now: String,
+    /// Why it does not get on into Tor, as far as that is known.
+    pub blocked: Option<String>,
     /// Did the owner agree?
     pub agreed: bool,
     /// People's circuits now.
@@ -129,6 +134,7 @@ impl Page {
                     save(door, "choice of sites", |s| parse::leave(&mut s.leave, fields))
                 }),
             )
+            .route("/set", form(set))
             .route("/try-home", form(try_home))
             .route("/backed-up", form(backed_up))
             .route("/autostart", form(autostart))
@@ -162,8 +168,8 @@ async fn page(Shared_(door): Shared_<Arc<Door>>, RawQuery(query): RawQuery) -> H
 
 /// The receipt, to be printed.
 async fn receipt(Shared_(door): Shared_<Arc<Door>>) -> Html<String> {
-    let checked = door.app.receipt().map_err(|error| error.to_string());
-    let checked = checked.and_then(|receipt| receipt.verify().map_err(|error| error.to_string()));
+    let checked = door.app.receipt().map_err(|error| causes(&error));
+    let checked = checked.and_then(|receipt| receipt.verify().map_err(|error| causes(&error)));
     let lines = checked.map_or_else(|error| vec![error], |verified| verified.lines());
     Html(html::receipt(&lines).into_string())
 }
@@ -189,6 +195,8 @@ async fn status(Shared_(door): Shared_<Arc<Door>>) -> impl axum::response::IntoR
     let status = Status {
         phase: phase.into(),
         decision: state.decision.to_string(),
+        now: state.words(),
+        blocked: state.way_in.blocked.clone(),
         agreed: state.settings.agreed(),
         people: state.totals.clients,
         carried_today: state.usage.day(Zoned::now().date()).carried(),
@@ -218,8 +226,17 @@ fn save(
     });
     Some(match (slip, saved) {
         (Some(error), _) => Said::Refused(error),
-        (None, Err(error)) => Said::Refused(error.to_string()),
+        (None, Err(error)) => Said::Refused(causes(&error)),
         (None, Ok(())) => Said::Saved(what),
+    })
+}
+
+/// One key: what `hebtor-volunteer set` sends.
+fn set(door: &Door, fields: &Fields) -> Option<Said> {
+    let (key, value) = (fields.get("key")?, fields.get("value")?);
+    save(door, "choice", |settings| {
+        *settings = settings.with(key, value).map_err(|error| causes(&error))?;
+        Ok(())
     })
 }
 
@@ -230,7 +247,7 @@ fn agree(door: &Door, fields: &Fields) -> Option<Said> {
     let agreed = door.app.change(|settings| {
         settings.consent = Some(Consent { at: Timestamp::now(), version: CONSENT });
     });
-    Some(agreed.map_or_else(|error| Said::Refused(error.to_string()), |()| Said::Agreed(true)))
+    Some(agreed.map_or_else(|error| Said::Refused(causes(&error)), |()| Said::Agreed(true)))
 }
 
 fn switch(door: &Door, fields: &Fields) -> Option<Said> {
@@ -244,7 +261,7 @@ fn switch(door: &Door, fields: &Fields) -> Option<Said> {
         _ => return None,
     };
     let switched = door.app.change(|settings| settings.switch = to);
-    Some(switched.map_or_else(|error| Said::Refused(error.to_string()), |()| Said::Switched(to)))
+    Some(switched.map_or_else(|error| Said::Refused(causes(&error)), |()| Said::Switched(to)))
 }
 
 fn try_home(door: &Door, _: &Fields) -> Option<Said> {
@@ -267,7 +284,7 @@ fn autostart(_: &Door, fields: &Fields) -> Option<Said> {
     };
     Some(
         machine::start_at_log_in(yes)
-            .map_or_else(|error| Said::Refused(error.to_string()), |()| Said::Autostart(yes)),
+            .map_or_else(|error| Said::Refused(causes(&error)), |()| Said::Autostart(yes)),
     )
 }
 

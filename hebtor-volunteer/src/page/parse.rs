@@ -25,7 +25,11 @@ fn optional(fields: &Fields, name: &str) -> Result<Option<u32>, String> {
 /// Names the field.
 pub(super) fn rules(rules: &mut Rules, fields: &Fields) -> Result<(), String> {
     let hours = match is_ticked(fields, "hours_on") {
-        true => Some(Hours { from: minute(fields, "from")?, to: minute(fields, "to")? }),
+        true => {
+            let time = |name| fields.get(name).unwrap_or_default();
+            let hours = format!("{}-{}", time("from"), time("to")).parse::<Hours>();
+            Some(hours.map_err(|error| format!("hours: {error}"))?)
+        }
         false => None,
     };
     *rules = Rules {
@@ -39,19 +43,6 @@ pub(super) fn rules(rules: &mut Rules, fields: &Fields) -> Result<(), String> {
         hours,
     };
     Ok(())
-}
-
-/// A time of the day, such as 07:30, in minutes.
-fn minute(fields: &Fields, name: &str) -> Result<u16, String> {
-    let text = fields.get(name).unwrap_or_default();
-    let parts =
-        text.split_once(':').and_then(|(h, m)| Some((h.parse::<u16>().ok()?, m.parse::<u16>().ok()?)));
-    match parts {
-        Some((hour, minute)) if hour < 24 && minute < 60 || (hour, minute) == (24, 0) => {
-            Ok(hour * 60 + minute)
-        }
-        _ => Err(format!("{name}: a time such as 07:30 is expected")),
-    }
 }
 
 /// Limits.
@@ -89,11 +80,8 @@ pub(super) fn leave(leave: &mut Leave, fields: &Fields) -> Result<(), String> {
     let country = text("country").map(str::parse).transpose();
     let country = country.map_err(|error: eebt_proto::country::CountryError| format!("country: {error}"))?;
     let block_list = text("block_list").map(std::path::PathBuf::from);
-    if let Some(path) = &block_list {
-        let list =
-            std::fs::read_to_string(path).map_err(|e| format!("block_list: {}: {e}", path.display()))?;
-        list.parse::<eebt_proto::HostSet>().map_err(|e| format!("block_list: {}: {e}", path.display()))?;
-    }
-    *leave = Leave { only: only.into_iter().map(String::from).collect(), block_list, country };
+    let new = Leave { only: only.into_iter().map(String::from).collect(), block_list, country };
+    new.check_block_list().map_err(|error| format!("block_list: {error}"))?;
+    *leave = new;
     Ok(())
 }

@@ -29,7 +29,7 @@ impl Bus {
         bus
     }
 
-    fn at(&self) -> String {
+    pub fn at(&self) -> String {
         format!("unix:path={}", self.folder.path().join("bus").display())
     }
 

@@ -26,6 +26,18 @@ impl Child {
         (child, line.trim().into())
     }
 
+    /// Waits until it has ended by itself, without an error.
+    pub fn ends_well(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.0.try_wait().unwrap() {
+                Some(status) => return assert!(status.success(), "{status}"),
+                None => assert!(Instant::now() < deadline, "it does not end"),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.0.id().try_into().unwrap()), signal).unwrap();

@@ -5,7 +5,7 @@
 //! | any not below | a small page; from `blocking`, 403 and a block page for blocked addresses |
 //! | `/peer` | the peer's address |
 //! | `/bulk/BYTES` | that many bytes of `bulk`, with their checksum in `x-sha256` |
-//! | `/sink` (PUT, POST) | reads everything: `{"bytes": .., "sha256": ".."}` |
+//! | `/sink` (PUT, POST) | reads everything: `{"bytes": .., "sha256": "..", "seconds": from the first bytes to the last}` |
 //! | `/slow-sink?rate=BYTES_PER_SEC` | the same, slowly |
 //! | `/status/CODE` | that status |
 //! | `/visit?image=URL&..` | a page for browsers: loads these pictures, and says how that went by asking for `/report?..` (`visit.html`) |
@@ -304,9 +304,10 @@ async fn slow_sink(uri: Uri, body: Body) -> Response {
 
 /// Reads a body to its end, no faster than `rate` bytes per second.
 async fn swallow(body: Body, rate: Option<u64>) -> Response {
-    let start = Instant::now();
     let (mut bytes, mut hash) = (0u64, Sha256::new());
-    let mut pieces = body.into_data_stream();
+    let mut pieces = body.into_data_stream().peekable();
+    std::pin::Pin::new(&mut pieces).peek().await;
+    let start = Instant::now();
     while let Some(piece) = pieces.next().await {
         let Ok(piece) = piece else {
             return StatusCode::BAD_REQUEST.into_response(); // it broke off; most likely nobody reads this
@@ -318,7 +319,8 @@ async fn swallow(body: Body, rate: Option<u64>) -> Response {
         }
     }
     let sum = HEXLOWER.encode(&hash.finalize());
-    json(&serde_json::json!({ "bytes": bytes, "sha256": sum }))
+    let seconds = start.elapsed().as_secs_f64();
+    json(&serde_json::json!({ "bytes": bytes, "sha256": sum, "seconds": seconds }))
 }
 
 async fn status(Path(code): Path<u16>) -> Response {

@@ -36,7 +36,7 @@ where
             };
             (trouble, format!("{code}: {message}"))
         }
-        other => (Trouble::Unknown, crate::causes(other)),
+        other => (Trouble::Unknown, eebt_proto::causes(other)),
     };
     let hint = match error.code() {
         Some("AuthFailure.ServiceLinkedRoleCreationNotPermitted") => Some(

@@ -7,6 +7,8 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::Scope;
 use std::time::{Duration, Instant, SystemTime};
 
+use eebt_proto::causes;
+use eebt_provisioner::Fleet;
 use eebt_provisioner::block_list::ListError;
 use eebt_provisioner::check::Checker;
 use eebt_provisioner::fleet::{FleetError, News};
@@ -16,7 +18,6 @@ use eebt_provisioner::keep::{Keep, MEASURED, Measured, Pauses, Plan};
 use eebt_provisioner::lower::LowerError;
 use eebt_provisioner::report::{PlaceReport, Report};
 use eebt_provisioner::watch::{BlockLists, Seen, Watch};
-use eebt_provisioner::{Fleet, causes};
 
 use super::{Args, named, reason};
 use crate::cmds::make::{How, Made, Patience, make};

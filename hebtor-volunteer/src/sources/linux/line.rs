@@ -12,11 +12,7 @@ use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 
 use crate::sources::{Facts, Source};
-
-/// Tenths of a byte that one byte we carry makes on the line. It passes twice: to or from its target, with
-/// 5 % of TCP/IP headers and acknowledgements; and to or from Tor, where cells (514 bytes for 498), TLS, TCP/IP
-/// and flow control add some 15 %.
-const TENTHS_ON_THE_LINE: u64 = 22;
+use crate::usage::on_the_line;
 
 /// The rate is taken over this time, since what we count as carried may still wait in a buffer.
 const OVER: Duration = Duration::from_secs(10);
@@ -88,7 +84,7 @@ impl Source for Line {
 
 /// Bytes a second that are not ours.
 fn rate(first: &Sample, last: &Sample) -> Option<u64> {
-    let own = (last.own - first.own).saturating_mul(TENTHS_ON_THE_LINE) / 10;
+    let own = on_the_line(last.own - first.own);
     let others = (last.on_the_line - first.on_the_line).saturating_sub(own);
     let milliseconds = last.at.duration_since(first.at).as_millis().try_into().ok()?;
     others.saturating_mul(1000).checked_div(milliseconds)
