@@ -188,11 +188,11 @@ impl ExitBridge {
         let first = lines.into_iter().find(|line| config.reach.first() == Some(&ReachKind::of(&line.reach)));
         let card = first.map(|line| Card::new(line, keys, &config));
         let registering = tokio::spawn({
-            let (status, close) = (Arc::clone(&status), close.clone());
+            let (status, consensus, close) = (Arc::clone(&status), Arc::clone(&consensus), close.clone());
             let directories = config.directories.clone();
             async move {
                 if let Some(card) = card {
-                    keep_registered(card, directories, connector, status, close).await;
+                    keep_registered(card, directories, connector, status, consensus, close).await;
                 }
             }
         });

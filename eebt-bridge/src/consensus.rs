@@ -1,10 +1,11 @@
-//! What the exit bridge knows of the Tor network: who is a relay, and where.
+//! What the exit bridge knows of the world around it: who is a relay, and where; from where directories test.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use eebt_proto::Surroundings;
+use eebt_proto::limits::MAX_ECHOES;
 use futures::StreamExt as _;
 use ipnet::IpNet;
 use tor_linkspec::HasAddrs as _;
@@ -19,6 +20,8 @@ pub struct Consensus {
     allow_ingress: Vec<IpNet>,
     /// Addresses that are ours and that no interface shows (1:1 NAT).
     advertised: Vec<IpAddr>,
+    /// Of each directory, by its number: where its tests go to.
+    echoes: RwLock<HashMap<usize, Vec<SocketAddr>>>,
 }
 
 /// Addresses, gathered once per consensus.
@@ -37,7 +40,8 @@ impl Consensus {
         allow_ingress: Vec<IpNet>,
         advertised: Vec<IpAddr>,
     ) -> Self {
-        let consensus = Self { provider, view: RwLock::default(), allow_ingress, advertised };
+        let (view, echoes) = (RwLock::default(), RwLock::default());
+        let consensus = Self { provider, view, allow_ingress, advertised, echoes };
         consensus.refresh();
         consensus
     }
@@ -86,6 +90,13 @@ impl Consensus {
         self.view().source_ips.contains(&ip) || self.allow_ingress.iter().any(|net| net.contains(&ip))
     }
 
+    /// Where the tests of a directory go to from now on.
+    pub fn set_echoes(&self, directory: usize, echoes: Vec<SocketAddr>) {
+        let plain = |echo: SocketAddr| SocketAddr::new(echo.ip().to_canonical(), echo.port());
+        let echoes = echoes.into_iter().take(MAX_ECHOES).map(plain).collect();
+        self.echoes.write().unwrap_or_else(PoisonError::into_inner).insert(directory, echoes);
+    }
+
     /// Number of OR ports known.
     pub fn relays(&self) -> usize {
         self.view().or_ports.len()
@@ -99,6 +110,11 @@ impl Surroundings for Consensus {
 
     fn is_relay(&self, addr: SocketAddr) -> bool {
         self.view().or_ports.contains(&addr)
+    }
+
+    fn is_echo(&self, addr: SocketAddr) -> bool {
+        let echoes = self.echoes.read().unwrap_or_else(PoisonError::into_inner);
+        echoes.values().flatten().any(|echo| *echo == addr)
     }
 }
 

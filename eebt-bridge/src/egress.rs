@@ -159,7 +159,7 @@ impl Egress {
     /// # Errors
     /// See [`EgressError`].
     pub async fn connect(&self, target: &Target, families: Families) -> Result<TcpStream, EgressError> {
-        self.policy.check_target(target).map_err(EgressError::Refused)?;
+        self.policy.check_target(target, &*self.around).map_err(EgressError::Refused)?;
         let _place = self.connects.try_acquire().map_err(|_| EgressError::Busy)?;
         let attempt = async {
             let ips = match &target.host {

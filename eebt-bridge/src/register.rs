@@ -16,6 +16,7 @@ use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ReachKind};
+use crate::consensus::Consensus;
 use crate::keys::BridgeKeys;
 use crate::status::Status;
 
@@ -108,6 +109,7 @@ struct Place<'a> {
     /// Instead of its address: the log shall not say where we register.
     number: usize,
     status: &'a Status,
+    consensus: &'a Consensus,
     /// What it said last of when we served, if it did, and said so since.
     attestation: Option<SignedDocument>,
 }
@@ -118,13 +120,15 @@ pub async fn keep_registered(
     directories: Vec<OnionReach>,
     connector: Arc<OnionConnector>,
     status: Arc<Status>,
+    consensus: Arc<Consensus>,
     shutdown: CancellationToken,
 ) {
     let serving = AtomicU64::new(0);
     let each = directories.into_iter().enumerate().map(|(i, directory)| {
         let http = OnionHttp::new(Arc::clone(&connector), directory);
         let (card, serving, status, shutdown) = (&card, &serving, &status, &shutdown);
-        let mut place = Place { card, http, number: i + 1, status, attestation: None };
+        let consensus = &consensus;
+        let mut place = Place { card, http, number: i + 1, status, consensus, attestation: None };
         async move {
             let mut handed_out = false;
             let changed = |now_handed_out: bool, before: &mut bool| {
@@ -161,6 +165,7 @@ impl Place<'_> {
             let pause = match self.register().await {
                 Ok(answer) => {
                     failures = 0;
+                    self.consensus.set_echoes(self.number, answer.echoes);
                     if last.replace(answer.standing) != Some(answer.standing) {
                         let standing = said(answer.standing);
                         tracing::info!(directory = self.number, %standing, "registered");

@@ -1,6 +1,7 @@
 //! What is said to an exit-bridge directory, and what it answers: JSON in the bodies of HTTP requests.
 //! The requests are in `docs/protocol.md` and, for programs, in `docs/exit-bridge-directory.openapi.json`.
 
+use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,9 @@ pub struct Registered {
     /// When to send the next descriptor, at the latest.
     #[serde(with = "crate::wire::time")]
     pub renew_before: SystemTime,
+    /// Where its tests go to, at most [`MAX_ECHOES`](crate::limits::MAX_ECHOES). An exit bridge whose owner chose hosts lets them out all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub echoes: Vec<SocketAddr>,
 }
 
 /// What a client asks for.

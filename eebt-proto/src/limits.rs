@@ -35,3 +35,6 @@ pub const MAX_SOFTWARE_LEN: usize = 64;
 /// Longest time between two sights of an exit bridge in one attestation. Exit bridges renew after 90 minutes at the
 /// latest.
 pub const MAX_ATTESTATION_GAP: Duration = Duration::from_secs(2 * 3600);
+
+/// Most addresses that a directory's tests go to.
+pub const MAX_ECHOES: usize = 16;

@@ -26,6 +26,10 @@ pub trait Surroundings {
     fn is_own(&self, ip: IpAddr) -> bool;
     /// Is this an OR port of a relay in the current consensus? A stream to one would re-enter Tor.
     fn is_relay(&self, addr: SocketAddr) -> bool;
+    /// Does an exit-bridge directory test exit bridges by visits to this address?
+    fn is_echo(&self, _addr: SocketAddr) -> bool {
+        false
+    }
 }
 
 /// Why a stream may not leave. Carries no address: it may be logged and counted.
@@ -53,13 +57,20 @@ impl ExitPolicy {
         if self.ports.contains(port) { Ok(()) } else { Err(Refusal::Port) }
     }
 
-    /// The part of the decision that needs no address, so that no name is resolved in vain.
+    /// The part of the decision that comes before the address of a name is known, so that none is resolved in vain.
     ///
     /// # Errors
     /// [`Refusal::Port`], [`Refusal::Host`].
-    pub fn check_target(&self, target: &Target) -> Result<(), Refusal> {
+    pub fn check_target(
+        &self,
+        target: &Target,
+        around: &(impl Surroundings + ?Sized),
+    ) -> Result<(), Refusal> {
         self.check_port(target.port)?;
-        self.check_host(&target.host)
+        match target.host {
+            Host::Ip(ip) if around.is_echo(SocketAddr::new(ip.to_canonical(), target.port)) => Ok(()),
+            _ => self.check_host(&target.host),
+        }
     }
 
     /// Is `host` open whatever the port and the address?
@@ -113,6 +124,9 @@ mod tests {
         fn is_relay(&self, addr: SocketAddr) -> bool {
             addr == SocketAddr::from(([9, 9, 9, 9], 443))
         }
+        fn is_echo(&self, addr: SocketAddr) -> bool {
+            addr == SocketAddr::from(([5, 5, 5, 5], 80))
+        }
     }
 
     fn check(policy: &ExitPolicy, addr: &str) -> Result<(), Refusal> {
@@ -143,6 +157,19 @@ mod tests {
         assert_eq!(check(&policy, "127.9.0.1:80"), Err(Refusal::OwnAddress));
         assert_eq!(check(&policy, "127.1.2.3:81"), Err(Refusal::Port));
         assert!(check(&policy, "10.0.0.1:80").is_err());
+    }
+
+    #[test]
+    fn where_hosts_were_chosen_addresses_are_closed_but_for_a_directorys_tests() {
+        let hosts = HostRules { allowed: "a.example".parse().ok(), ..HostRules::default() };
+        let policy = ExitPolicy { hosts, ..ExitPolicy::default() };
+        let check = |host: &str, port| policy.check_target(&Target::new(host, port).unwrap(), &World);
+        assert_eq!(check("a.example", 443), Ok(()));
+        assert_eq!(check("b.example", 443), Err(Refusal::Host));
+        assert_eq!(check("5.5.5.5", 80), Ok(()));
+        assert_eq!(check("::ffff:5.5.5.5", 80), Ok(()));
+        assert_eq!(check("5.5.5.5", 443), Err(Refusal::Host));
+        assert_eq!(check("5.5.5.6", 80), Err(Refusal::Host));
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! The requests, and what they are answered. `docs/protocol.md` describes them; the OpenAPI file beside
 //! it is held against this router by a test.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -61,6 +62,8 @@ pub struct Api {
     pub max_untested: u64,
     /// Special-use ranges that circuit exit bridges may be in.
     pub allow: Vec<IpNet>,
+    /// Where tests go to.
+    pub echoes: Vec<SocketAddr>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// What attestations are signed with; none are given without it.
@@ -267,7 +270,7 @@ async fn register(
                 Standing::Waiting => left.min(RENEW_WAITING),
                 _ => left.min(RENEW_FAILED),
             };
-            Ok(json(&Registered { standing, renew_before: now + pause }))
+            Ok(json(&Registered { standing, renew_before: now + pause, echoes: api.echoes.clone() }))
         }
     }
 }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use eebt_proto::limits::MAX_ECHOES;
 use eebt_proto::{OnionReach, TicketTerms};
 use eebt_tor::ConfigError;
 use ipnet::IpNet;
@@ -68,6 +69,8 @@ pub struct EchoConfig {
     pub listen: Option<SocketAddr>,
     /// Where exit bridges reach it, when it is another than `listen`: a public address, port 80 or 443.
     pub address: Option<SocketAddr>,
+    /// Echoes of the other processes of this directory: exit bridges are told of all.
+    pub others: Vec<SocketAddr>,
 }
 
 /// How exit bridges are tested.
@@ -260,6 +263,9 @@ impl Config {
         {
             return bad("echo.address", "must be set where echo.listen does not say which address it is");
         }
+        if self.echoes().len() > MAX_ECHOES {
+            return bad("echo.others", "must be 15 at most");
+        }
         let second = Duration::from_secs(1);
         if !(second..=LONGEST_EVERY).contains(&self.tests.every) {
             return bad("tests.every", "must be from 1s to 1day");
@@ -295,6 +301,11 @@ impl Config {
     /// Where exit bridges reach the echo.
     pub fn echo_address(&self) -> Option<SocketAddr> {
         self.echo.address.or(self.echo.listen)
+    }
+
+    /// Where the tests of all processes go to.
+    pub fn echoes(&self) -> Vec<SocketAddr> {
+        self.echo_address().into_iter().chain(self.echo.others.iter().copied()).collect()
     }
 
     /// Arti's configuration.

@@ -168,6 +168,7 @@ impl Directory {
             max_registered: config.max_registered,
             max_untested: config.max_untested,
             allow: config.tests.allow_egress.clone(),
+            echoes: config.echoes(),
             metrics: Arc::clone(metrics),
             seal,
         }));

@@ -198,6 +198,7 @@ async fn exit_bridges_register(spec: &mut Spec) {
     let answer = spec.send(addr, "post", paths::DESCRIPTORS, &first).await;
     let registered: Registered = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!(registered.standing, Standing::Waiting);
+    assert_eq!(registered.echoes, ["198.51.100.80:80".parse().unwrap()]);
     // The same again, and one that was signed before.
     spec.provoke(addr, paths::DESCRIPTORS, &first, 409, "descriptor_replayed").await;
     new.published -= MINUTE;

@@ -5,7 +5,7 @@ use std::process::Output;
 
 use anyhow::{Context as _, ensure};
 use sha2::Digest as _;
-use tests::{Lab, Running, binary};
+use tests::{Lab, Running, binary, walk};
 use tokio::process::Command;
 
 use crate::Suite;
@@ -75,10 +75,10 @@ fn app_case(suite: &mut Suite) {
         ensure!(String::from_utf8_lossy(&said.stdout).starts_with("hebtor-volunteer "), "{said:?}");
         let icon = format!("usr/share/icons/hicolor/scalable/apps/{}.svg", value("Icon")?);
         ensure!(root.join(icon).exists());
-        // Nothing that starts by itself: nothing runs before the owner agreed.
-        for place in ["etc/xdg/autostart", "usr/lib/systemd"] {
-            ensure!(!root.join(place).exists(), "{place}");
-        }
+        // Nothing that starts by itself: the one unit waits until somebody enables it.
+        ensure!(!root.join("etc").exists());
+        let units = walk(&root.join("usr/lib/systemd"));
+        ensure!(units == [root.join("usr/lib/systemd/user/hebtor-volunteer.service")], "{units:?}");
         Ok(())
     });
 }

@@ -89,6 +89,7 @@ impl Running {
             max_registered: 1000,
             max_untested: 1000,
             allow: Vec::new(),
+            echoes: vec!["198.51.100.80:80".parse().unwrap()],
             metrics: Arc::new(Metrics::default()),
             seal: Some(Seal {
                 directory: onion_address(),
