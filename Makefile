@@ -7,14 +7,15 @@
 # make demo-ctor   the same for people who keep their own C tor, patched or not
 # make demo-volunteer   a home lends its idle address, from consent to the end, in a virtual display
 # make deb    Debian packages of the client and of the volunteer's app, in target/debian
+# make appimage RUNTIME=FILE   an AppImage of the volunteer's app, in target/appimage; the file is the AppImage project's type2-runtime
 # make demo-auto    a browser loads a page of which one part is refused to Tor, with nothing chosen
 
 CARGO ?= cargo
 PROFILE := --release
 # Programs that only tests need.
-TEST_NEEDS := firefox-esr chromium certutil torsocks wget sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze nft ip moto prism Xvfb xdotool dbus-daemon dbusmock
+TEST_NEEDS := firefox-esr chromium certutil torsocks wget sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze nft ip moto prism Xvfb xdotool dbus-daemon dbusmock mksquashfs
 
-.PHONY: build setup demo demo-onion demo-auto demo-cloud demo-ctor demo-volunteer deb test test-chutney has-chutney e2e bench lint fmt clean
+.PHONY: build setup demo demo-onion demo-auto demo-cloud demo-ctor demo-volunteer deb appimage test test-chutney has-chutney e2e bench lint fmt clean
 
 build: setup
 	$(CARGO) build $(PROFILE) --workspace --bins
@@ -49,6 +50,10 @@ deb: build
 	@./deploy/setup dpkg-shlibdeps
 	@./deploy/deb target/debian eebt-client
 	@./deploy/deb target/debian hebtor-volunteer
+
+appimage: build
+	@./deploy/setup mksquashfs
+	@./deploy/appimage "$(RUNTIME)"
 
 # Always the whole workspace, so that every command sees the same features and nothing is built twice.
 test: build

@@ -42,6 +42,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// Serving for so long makes up for earlier failures.
 const WORKED: Duration = Duration::from_secs(60);
 
+/// By then it has usually found its way into Tor.
+const USUALLY_THERE: Duration = Duration::from_secs(90);
+
 /// When nothing may move any more.
 const STOPPED: Rates = Rates { up: 1.0, down: 1.0 };
 
@@ -71,6 +74,8 @@ pub struct State {
     pub phase: Phase,
     /// How far the exit bridge is on its way into Tor.
     pub way_in: WayIn,
+    /// It is on its way for longer than usual.
+    pub late: bool,
     /// Since the exit bridge was started.
     pub totals: Totals,
     /// Why the last one ended by itself, if it did.
@@ -157,6 +162,7 @@ impl App {
             decision: Decision::Rest(Reason::NoConsent),
             phase: Phase::Resting,
             way_in: WayIn::default(),
+            late: false,
             totals: Totals::default(),
             error: None,
             log: Log::load(state_dir),
@@ -194,6 +200,11 @@ impl App {
     /// Are there directories by which people could find this home?
     pub fn has_directories(&self) -> bool {
         !self.config.directories.is_empty()
+    }
+
+    /// The configuration file, where one was named.
+    pub fn config_file(&self) -> Option<&Path> {
+        self.config.file.as_deref()
     }
 
     /// Changes what the owner chose, writes it, and acts by it at once.
@@ -373,7 +384,8 @@ impl Keeper {
                 _ => engine.drain(drain).await,
             },
             (Decision::Rest(reason), Some(engine)) if !engine.is_draining() => {
-                if let Reason::Cap(_) = reason {
+                // What is open would go on uncounted.
+                if let Reason::Cap(_) | Reason::Unwritten = reason {
                     engine.set_rates(STOPPED).await;
                 }
                 engine.drain(drain).await;
@@ -486,6 +498,8 @@ impl Keeper {
             Some(_) => Phase::Starting,
         };
         state.totals = self.engine.as_ref().map(Engine::totals).unwrap_or_default();
+        let starts_since = self.started.filter(|_| state.phase == Phase::Starting);
+        state.late = starts_since.is_some_and(|at| at.elapsed() >= USUALLY_THERE);
         let way_in = self.engine.as_ref().map(Engine::way_in);
         if way_in != Some(&state.way_in) {
             state.way_in = way_in.cloned().unwrap_or_default();

@@ -27,6 +27,9 @@ pub struct Config {
     pub block_lists: Vec<BlockList>,
     /// Pages of sites that turn bad addresses away, visited once a day: URLs. They must let programs in that are no browsers.
     pub canaries: Vec<String>,
+    /// The file that was read, where one was named: what starts at log-in names it, too.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
     /// Settings of the exit bridge, as in `eebt-bridge.example.toml`. What the owner chose on the page comes first.
     pub bridge: toml::Table,
 }
@@ -39,18 +42,21 @@ impl Default for Config {
             directories: Vec::new(),
             block_lists: BlockList::usual(),
             canaries: Vec::new(),
+            file: None,
             bridge: toml::Table::new(),
         }
     }
 }
 
 impl Config {
-    /// Reads `path` (the defaults when it is `None`), puts `key=value` settings over it, and checks.
+    /// Reads `path` (the usual place when it is `None`, and the defaults when there is no file), puts `key=value` settings over it, and checks.
     ///
     /// # Errors
     /// See [`ConfigError`].
     pub fn load_with(path: Option<&Path>, settings: &[String]) -> Result<Self, ConfigError> {
-        let config: Self = eebt_tor::load_config(path, settings)?;
+        let usual = Self::usual_file().filter(|file| path.is_none() && file.exists());
+        let mut config: Self = eebt_tor::load_config(path.or(usual.as_deref()), settings)?;
+        config.file = path.map(|path| path.canonicalize().unwrap_or_else(|_| path.to_owned()));
         config.check()?;
         Ok(config)
     }
@@ -74,6 +80,11 @@ impl Config {
         Ok(())
     }
 
+    /// Where the configuration is looked for when no file is named: such as `~/.config/hebtor-volunteer/config.toml`.
+    pub fn usual_file() -> Option<PathBuf> {
+        Some(project()?.config_dir().join("config.toml"))
+    }
+
     /// The folder of keys, settings and history.
     ///
     /// # Errors
@@ -81,13 +92,18 @@ impl Config {
     pub fn state_folder(&self) -> Result<PathBuf, ConfigError> {
         match &self.state_dir {
             Some(dir) => Ok(dir.clone()),
-            None => directories::ProjectDirs::from("", "", "hebtor-volunteer")
+            None => project()
                 .map(|dirs| dirs.state_dir().unwrap_or(dirs.data_local_dir()).to_owned())
                 .ok_or_else(|| {
                     ConfigError::field("state_dir", "is not set, and there is no home folder to put it in")
                 }),
         }
     }
+}
+
+/// The system's places for this program.
+fn project() -> Option<directories::ProjectDirs> {
+    directories::ProjectDirs::from("", "", "hebtor-volunteer")
 }
 
 #[cfg(test)]

@@ -72,24 +72,50 @@ pub(crate) fn itself() -> io::Result<PathBuf> {
     if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() }
 }
 
-fn autostart() -> Result<AutoLaunch, MachineError> {
+/// What starts at log-in; with this configuration file, where it is not the one in the usual place.
+fn autostart(config: Option<&Path>) -> Result<AutoLaunch, MachineError> {
     // Inside an AppImage, the program's own path is gone with its mount.
     let program = std::env::var_os("APPIMAGE").map(PathBuf::from);
     let program = program.map_or_else(std::env::current_exe, Ok).map_err(MachineError::Program)?;
+    let mut args = vec!["--hidden".to_owned()];
+    args.extend(config.into_iter().flat_map(|file| ["--config".into(), quoted(file)]));
     AutoLaunchBuilder::new()
         .set_app_name("hebtor-volunteer")
-        .set_app_path(&program.display().to_string())
-        .set_args(&["--hidden"])
+        .set_app_path(&quoted(&program))
+        .set_args(&args)
         .build()
         .map_err(MachineError::Autostart)
 }
 
-/// Starts it at log-in, or no longer.
+/// A path as one word of a command line: quoted where it has to be (Desktop Entry Specification, "The Exec key").
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@,".contains(c);
+    if !cfg!(target_os = "linux") || text.chars().all(plain) {
+        return text;
+    }
+    let mut word = String::from('"');
+    for c in text.chars() {
+        match c {
+            // Escaped in the word, and each backslash once more in the entry.
+            '"' | '`' | '$' => {
+                word.push_str("\\\\");
+                word.push(c);
+            }
+            '\\' => word.push_str("\\\\\\\\"),
+            '%' => word.push_str("%%"),
+            c => word.push(c),
+        }
+    }
+    word + "\""
+}
+
+/// Starts it at log-in, or no longer. `config` is the configuration file, where it is not the one in the usual place.
 ///
 /// # Errors
 /// See [`MachineError`].
-pub fn start_at_log_in(yes: bool) -> Result<(), MachineError> {
-    let launch = autostart()?;
+pub fn start_at_log_in(yes: bool, config: Option<&Path>) -> Result<(), MachineError> {
+    let launch = autostart(config)?;
     match yes {
         true => launch.enable().map_err(MachineError::Autostart),
         false if launch.is_enabled().map_err(MachineError::Autostart)? => {
@@ -101,7 +127,7 @@ pub fn start_at_log_in(yes: bool) -> Result<(), MachineError> {
 
 /// Does it start at log-in?
 pub fn starts_at_log_in() -> bool {
-    autostart().is_ok_and(|launch| launch.is_enabled().unwrap_or(false))
+    autostart(None).is_ok_and(|launch| launch.is_enabled().unwrap_or(false))
 }
 
 /// Takes away all that the app left.
@@ -109,7 +135,7 @@ pub fn starts_at_log_in() -> bool {
 /// # Errors
 /// See [`MachineError`].
 pub fn uninstall(state_dir: &Path) -> Result<(), MachineError> {
-    start_at_log_in(false)?;
+    start_at_log_in(false, None)?;
     match std::fs::remove_dir_all(state_dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", state_dir)(error)),
         _ => Ok(()),
@@ -231,6 +257,13 @@ mod tests {
         restore(other.path(), &copy).unwrap();
         assert_eq!(std::fs::read(other.path().join("keys/hs/id")).unwrap(), b"secret\0");
         assert!(matches!(restore(other.path(), &copy), Err(MachineError::HasKeys { .. })));
+    }
+
+    #[test]
+    fn a_path_is_one_word_of_what_starts_at_log_in() {
+        assert_eq!(quoted(Path::new("/usr/bin/hebtor-volunteer")), "/usr/bin/hebtor-volunteer");
+        assert_eq!(quoted(Path::new("/home/Ann B/100%.toml")), r#""/home/Ann B/100%%.toml""#);
+        assert_eq!(quoted(Path::new(r#"/a"$\"#)), r#""/a\\"\\$\\\\""#);
     }
 
     #[test]

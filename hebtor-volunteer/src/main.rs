@@ -2,6 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::IsTerminal as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use jiff::tz::TimeZone;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How long an app may take to end: it drains.
+/// How much longer than its drain an app may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Lend this home's idle address to people whom web sites turn away because they use Tor.
@@ -33,7 +34,8 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Configuration file (TOML); see deploy/hebtor-volunteer.example.toml.
+    /// Configuration file (TOML) in place of the usual one, such as ~/.config/hebtor-volunteer/config.toml; see
+    /// deploy/hebtor-volunteer.example.toml.
     #[arg(long, global = true, env = "HEBTOR_VOLUNTEER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Any key of the configuration, such as --set page=127.0.0.1:8080 (repeatable).
@@ -187,7 +189,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             print(&pairs.iter().map(|(key, value)| format!("{key}={value}\n")).collect::<String>());
         }
         Some(Command::Set { pairs }) => set(&state_dir, &pairs, send)?,
-        Some(Command::Autostart { to }) => machine::start_at_log_in(matches!(to, OnOff::On))?,
+        Some(Command::Autostart { to }) => {
+            machine::start_at_log_in(matches!(to, OnOff::On), config.file.as_deref())?
+        }
         Some(Command::Receipt { file, from, until, pdf }) => {
             let start = |day: Date| day.to_zoned(TimeZone::system()).map(|at| at.timestamp());
             let first = from.map_or(Ok(Timestamp::MIN), start)?;
@@ -251,8 +255,7 @@ fn set(
     });
     match sent {
         Err(RemoteError::Place(PlaceError::NotRunning { .. })) => {
-            std::fs::create_dir_all(state_dir)
-                .with_context(|| format!("cannot make {}", state_dir.display()))?;
+            make_folder(state_dir)?;
             let _only_one = alone(state_dir)?;
             settings.save(state_dir)?;
         }
@@ -268,7 +271,7 @@ fn set(
 }
 
 async fn serve(config: Config, state_dir: &Path, run: Run) -> anyhow::Result<()> {
-    std::fs::create_dir_all(state_dir).with_context(|| format!("cannot make {}", state_dir.display()))?;
+    make_folder(state_dir)?;
     let Some(_only_one) = only_one(state_dir)? else {
         eprintln!("it runs already");
         if !run.headless {
@@ -320,6 +323,12 @@ fn watch_machine(sources: Vec<Box<dyn Source>>) -> watch::Receiver<Facts> {
     facts
 }
 
+/// Makes the state folder, for its owner alone.
+fn make_folder(state_dir: &Path) -> anyhow::Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
+    made.with_context(|| format!("cannot make {}", state_dir.display()))
+}
+
 /// A lock that one app has at a time.
 fn only_one(state_dir: &Path) -> anyhow::Result<Option<File>> {
     let path = state_dir.join("lock");
@@ -338,7 +347,9 @@ fn alone(state_dir: &Path) -> anyhow::Result<Option<File>> {
     if !state_dir.exists() {
         return Ok(None);
     }
-    let until = Instant::now() + ENDS_WITHIN;
+    // It may be ending, and lets what is open end before.
+    let drain = Settings::load(state_dir).map(|settings| settings.drain()).unwrap_or_default();
+    let until = Instant::now() + drain + ENDS_WITHIN;
     loop {
         if let Some(lock) = only_one(state_dir)? {
             return Ok(Some(lock));

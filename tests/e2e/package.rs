@@ -13,6 +13,7 @@ use crate::Suite;
 pub fn cases(suite: &mut Suite) {
     unit_cases(suite);
     app_case(suite);
+    image_case(suite);
     suite.case("the Debian package is the same each time, and its unit runs the client", async |lab| {
         let (one, two) = (package(lab, "eebt-client").await?, package(lab, "eebt-client").await?);
         let sum = |path: &Path| std::fs::read(path).map(sha2::Sha256::digest);
@@ -83,6 +84,49 @@ fn app_case(suite: &mut Suite) {
     });
 }
 
+/// The same as an AppImage. Its runtime is another project's program: here is one that only looks like it.
+fn image_case(suite: &mut Suite) {
+    suite.case("an AppImage of the volunteer's app is a runtime and the app behind it", async |lab| {
+        let dir = lab.folder("appimage");
+        let runtime = dir.join("runtime");
+        let mut bytes = std::fs::read("/bin/true")?;
+        ensure!(image(&runtime, &dir).await.is_err(), "without a runtime");
+        std::fs::write(&runtime, &bytes)?;
+        ensure!(image(&runtime, &dir).await.is_err(), "a program that is no runtime");
+        bytes[8..11].copy_from_slice(b"AI\x02");
+        std::fs::write(&runtime, &bytes)?;
+        let made = image(&runtime, &dir.join("one")).await?;
+        let again = image(&runtime, &dir.join("two")).await?;
+        ensure!(std::fs::read(&made)? == std::fs::read(&again)?, "another one each time");
+
+        // What the runtime would mount.
+        let root = dir.join("root");
+        let mut take_apart = Command::new("unsquashfs");
+        take_apart.args(["-quiet", "-no-progress", "-offset", &bytes.len().to_string(), "-dest"]);
+        done(take_apart.arg(&root).arg(&made)).await?;
+        let said = done(Command::new(root.join("AppRun")).arg("--version")).await?;
+        ensure!(String::from_utf8_lossy(&said.stdout).starts_with("hebtor-volunteer "), "{said:?}");
+        for file in ["hebtor-volunteer.desktop", "hebtor-volunteer.svg", ".DirIcon"] {
+            ensure!(root.join(file).is_file(), "{file}");
+        }
+        Ok(())
+    });
+}
+
+async fn image(runtime: &Path, out: &Path) -> anyhow::Result<PathBuf> {
+    let made = done(script("appimage")?.arg(runtime).arg(out)).await?;
+    Ok(String::from_utf8_lossy(&made.stdout).trim().into())
+}
+
+/// A script of `deploy/` that packs what was built.
+fn script(name: &str) -> anyhow::Result<Command> {
+    let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name));
+    let programs = binary("eebt-client");
+    let target = programs.ancestors().nth(2).context("a target folder")?;
+    script.env("CARGO_TARGET_DIR", target).env("SOURCE_DATE_EPOCH", "1700000000");
+    Ok(script)
+}
+
 /// The units in `deploy/` that start a program of ours are good ones.
 fn unit_cases(suite: &mut Suite) {
     suite.case("units of services are understood by systemd", async |lab| {
@@ -122,18 +166,7 @@ fn unit_cases(suite: &mut Suite) {
 
 /// Makes the package of a program.
 pub async fn package(lab: &Lab, name: &str) -> anyhow::Result<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/deb");
-    let programs = binary("eebt-client");
-    let target = programs.ancestors().nth(2).context("a target folder")?;
-    let out = lab.folder("deb");
-    let made = done(
-        Command::new(script)
-            .arg(&out)
-            .arg(name)
-            .env("CARGO_TARGET_DIR", target)
-            .env("SOURCE_DATE_EPOCH", "1700000000"),
-    )
-    .await?;
+    let made = done(script("deb")?.arg(lab.folder("deb")).arg(name)).await?;
     Ok(String::from_utf8_lossy(&made.stdout).trim().into())
 }
 

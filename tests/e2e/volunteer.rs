@@ -323,7 +323,9 @@ async fn at_the_end(lab: &Lab) -> anyhow::Result<()> {
     let home = volunteer.dir.join("home");
     volunteer.run(&["autostart", "on"]).await?;
     let entry = home.join(".config/autostart/hebtor-volunteer.desktop");
-    ensure!(std::fs::read_to_string(&entry)?.contains("--hidden"), "{entry:?}");
+    let exec = std::fs::read_to_string(&entry)?;
+    let config = volunteer.dir.join("volunteer.toml").display().to_string();
+    ensure!(exec.contains(&format!("--hidden --config {config}\n")), "{exec}");
     volunteer.run(&["uninstall", "--yes"]).await?;
     ensure!(volunteer.process.exit_code(Duration::from_secs(30)).await? == Some(0));
     ensure!(!entry.exists() && !volunteer.dir.join("state").exists());

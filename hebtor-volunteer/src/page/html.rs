@@ -12,6 +12,7 @@ use super::Said;
 use crate::app::{Home, Phase, State};
 use crate::categories::CATEGORIES;
 use crate::checkup::Health;
+use crate::config::Config;
 use crate::engine::Outcome;
 use crate::health::{Verdict, Way, is_listed};
 use crate::machine;
@@ -115,10 +116,13 @@ fn now_section(state: &State, directories: bool, now: &Zoned) -> Markup {
                 @if machine::starts_at_log_in() { "It starts when you log in. " button name="to" value="off" { "No longer" } }
                 @else { "It does not start by itself. " button name="to" value="on" { "Start it when I log in" } }
             }
-            @if state.phase == Phase::Starting { (way_in(&state.way_in)) }
+            @if state.phase == Phase::Starting { (way_in(&state.way_in, state.late)) }
             @if let Some(error) = &state.error { p.error { "The exit bridge ended: " (error) ". It is tried again." } }
             @if !directories {
-                p.notice { "No exit-bridge directory is configured, so nobody can find your address. Put one into the configuration file." }
+                p.notice {
+                    "No exit-bridge directory is configured, so nobody can find your address. Put one into the configuration file"
+                    @if let Some(file) = Config::usual_file() { ", such as " code { (file.display()) } } ", and start the app again."
+                }
             } @else if state.phase == Phase::Serving && state.totals.directories == 0 {
                 p.notice { "No exit-bridge directory hands your address out yet, so nobody finds it. They are asked again and again." }
             }
@@ -134,10 +138,13 @@ fn now_section(state: &State, directories: bool, now: &Zoned) -> Markup {
     }
 }
 
-fn way_in(way_in: &WayIn) -> Markup {
+fn way_in(way_in: &WayIn, late: bool) -> Markup {
     html! {
-        @if let Some(blocked) = &way_in.blocked {
-            p.error { "It does not get on: " (blocked) ". Is this computer connected, and its clock right? Where a network blocks Tor, give Arti                        bridges: “bridge.tor” in the configuration file." }
+        @if late || way_in.blocked.is_some() {
+            p.error {
+                "It takes longer than usual, at " (way_in.percent) " % of the way" @if let Some(blocked) = &way_in.blocked { ": " (blocked) } ". "
+                "Is this computer connected, and its clock right? Where a network blocks Tor, give Arti bridges: “bridge.tor” in the configuration file."
+            }
         } @else if way_in.percent < 100 { p { (way_in.percent) " % of the way." } }
         @else { p { "This takes a minute or so." } }
     }

@@ -276,14 +276,14 @@ fn backed_up(door: &Door, _: &Fields) -> Option<Said> {
     })
 }
 
-fn autostart(_: &Door, fields: &Fields) -> Option<Said> {
+fn autostart(door: &Door, fields: &Fields) -> Option<Said> {
     let yes = match fields.get("to")? {
         "on" => true,
         "off" => false,
         _ => return None,
     };
     Some(
-        machine::start_at_log_in(yes)
+        machine::start_at_log_in(yes, door.app.config_file())
             .map_or_else(|error| Said::Refused(causes(&error)), |()| Said::Autostart(yes)),
     )
 }
