@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use eebt_proto::descriptor::to_millis;
 use eebt_proto::directory::{ATTESTATIONS, DESCRIPTORS, ErrorBody, Registered, Standing, WITHDRAWALS};
-use eebt_proto::limits::MAX_VALIDITY;
+use eebt_proto::limits::{MAX_CLOCK_SKEW, MAX_VALIDITY};
 use eebt_proto::{
     Attestation, AttestationRequest, BridgeDescriptor, BridgeLine, Country, OnionReach, SignedDocument,
     Withdrawal,
@@ -210,6 +210,7 @@ impl Place<'_> {
                 } else {
                     tracing::debug!(directory, "attested for longer");
                 }
+                self.consensus.set_seen(directory, seen.egress);
                 self.status.set_attestation(directory, attestation.clone());
                 self.attestation = Some(attestation);
             }
@@ -226,6 +227,7 @@ impl Place<'_> {
         let signed: SignedDocument = self.send(limit, ATTESTATIONS, request).await?.json()?;
         let seen = Attestation::verify(&signed).map_err(|_| RegisterError::Attestation)?;
         let ours = seen.directory == *directory && seen.identity == *self.card.line.reach.identity();
+        let ours = ours && seen.until <= SystemTime::now() + MAX_CLOCK_SKEW;
         ours.then_some((signed, seen)).ok_or(RegisterError::Attestation)
     }
 

@@ -24,6 +24,11 @@ impl Fields {
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
+
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
 }
 
 /// What is said of the last form.
@@ -54,6 +59,8 @@ pub trait Shared: Send + Sync + 'static {
     type Said: Clone + Send + 'static;
     /// What was said last.
     fn last(&self) -> &Last<Self::Said>;
+    /// Why nothing was done, if nothing was.
+    fn refusal(said: &Self::Said) -> Option<String>;
 }
 
 /// What a form does; `None` when its fields are not those that the page sends.
@@ -69,7 +76,15 @@ pub fn form<T: Shared>(does: Does<T>) -> MethodRouter<Arc<T>> {
         let fields = Fields(form_urlencoded::parse(&body).into_owned().collect());
         match does(&shared, &fields) {
             Some(said) => {
+                let refusal = T::refusal(&said);
                 shared.last().say(said);
+                // A program is told at once; a browser sees it on the page.
+                if headers.get(header::ACCEPT).is_some_and(|wanted| wanted == "text/plain") {
+                    return match refusal {
+                        Some(why) => (StatusCode::CONFLICT, why).into_response(),
+                        None => StatusCode::NO_CONTENT.into_response(),
+                    };
+                }
                 (StatusCode::SEE_OTHER, [(header::LOCATION, "./#said")]).into_response()
             }
             None => (StatusCode::UNPROCESSABLE_ENTITY, "a field is missing or wrong\n").into_response(),

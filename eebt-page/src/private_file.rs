@@ -17,5 +17,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    std::fs::rename(&new, path)
+    std::fs::rename(&new, path)?;
+    // So that a power cut does not bring the old one back.
+    match path.parent() {
+        Some(dir) if dir != Path::new("") => std::fs::File::open(dir)?.sync_all(),
+        _ => Ok(()),
+    }
 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkup::{Checkups, Health};
 use crate::config::Config;
-use crate::engine::{Engine, EngineError, Rates, Start, Tried};
+use crate::engine::{Engine, EngineError, Rates, STOPPED, Start, Tried};
 use crate::health::Question;
 use crate::log::Log;
 use crate::machine::{self, MachineError};
@@ -42,11 +42,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// Serving for so long makes up for earlier failures.
 const WORKED: Duration = Duration::from_secs(60);
 
+/// How long the first look at the machine may take.
+const FIRST_LOOK: Duration = Duration::from_secs(30);
+
 /// By then it has usually found its way into Tor.
 const USUALLY_THERE: Duration = Duration::from_secs(90);
-
-/// When nothing may move any more.
-const STOPPED: Rates = Rates { up: 1.0, down: 1.0 };
 
 /// What the exit bridge is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,7 +100,7 @@ impl State {
         match (self.phase, self.decision) {
             (Phase::Serving, _) => "serving".into(),
             (Phase::Draining, Decision::Rest(reason)) => format!("ending: {reason}"),
-            (Phase::Draining, Decision::Serve) => "starting anew with what you chose".into(),
+            (Phase::Draining, Decision::Serve) => "ending, to start anew".into(),
             (Phase::Resting, Decision::Rest(_)) => self.decision.to_string(),
             (Phase::Resting, Decision::Serve) if self.error.is_some() => {
                 "the exit bridge ended, and is tried again".into()
@@ -223,6 +223,19 @@ impl App {
         Ok(())
     }
 
+    /// Turns the main switch. Off holds at once, even where it can't be written down.
+    ///
+    /// # Errors
+    /// See [`SettingsError`].
+    pub fn switch(&self, to: Switch) -> Result<(), SettingsError> {
+        let switched = self.change(|settings| settings.switch = to);
+        if switched.is_err() && to != Switch::On {
+            self.state().settings.switch = to;
+            self.changed.notify_one();
+        }
+        switched
+    }
+
     /// A statement of all times in which this home served.
     ///
     /// # Errors
@@ -239,13 +252,19 @@ impl App {
 
     /// Does what the rules say, until `shutdown`; then drains.
     pub async fn run(&self, mut facts: watch::Receiver<Facts>, shutdown: CancellationToken) {
+        // Nothing is decided before the machine was looked at.
+        tokio::select! {
+            _changed = facts.changed() => {}
+            () = tokio::time::sleep(FIRST_LOOK) => {}
+            () = shutdown.cancelled() => {}
+        }
         let mut keeper = Keeper::default();
         let (mut governor, mut checkups) = (Governor::default(), Checkups::default());
         while !shutdown.is_cancelled() {
             let now = Zoned::now();
             let decision = self.decide(&mut governor, &facts.borrow_and_update(), &now);
             keeper.step(self, decision, &now).await;
-            self.check_up(&mut checkups, now.timestamp()).await;
+            self.check_up(&mut checkups, decision, now.timestamp()).await;
             tokio::select! {
                 () = tokio::time::sleep(TICK) => {}
                 () = self.changed.notified() => {}
@@ -253,7 +272,12 @@ impl App {
             }
         }
         while !matches!(self.state().phase, Phase::Resting) || keeper.engine.is_some() {
-            keeper.step(self, Decision::Rest(Reason::Off), &Zoned::now()).await;
+            let now = Zoned::now();
+            let cap = {
+                let state = self.state();
+                state.usage.cap(&state.settings.limits, now.date())
+            };
+            keeper.step(self, Decision::Rest(cap.map_or(Reason::Off, Reason::Cap)), &now).await;
             tokio::time::sleep(TICK / 10).await;
         }
         self.save(0);
@@ -278,8 +302,8 @@ impl App {
         decision
     }
 
-    /// Has the address checked when that is due. Nothing is asked before the owner agreed, or when it is off.
-    async fn check_up(&self, checkups: &mut Checkups, now: Timestamp) {
+    /// Has the address checked when that is due, unless the line is to be left alone.
+    async fn check_up(&self, checkups: &mut Checkups, decision: Decision, now: Timestamp) {
         if self.config.block_lists.is_empty() && self.config.canaries.is_empty() {
             return;
         }
@@ -287,8 +311,11 @@ impl App {
             self.state().health.note(&self.state_dir, checked);
         }
         let due = {
-            let state = self.state();
-            let wanted = state.settings.agreed() && state.settings.switch != Switch::Off;
+            let mut state = self.state();
+            let wanted = !matches!(decision, Decision::Rest(reason) if reason.is_about_the_line());
+            if wanted {
+                state.health.doubt(&self.state_dir, now);
+            }
             checkups.due(&state.health, now).filter(|_| wanted)
         };
         if let Some(address) = due {
@@ -346,6 +373,12 @@ impl App {
         let bounds = bounds.as_table_mut().ok_or("bridge.limits is no table")?;
         bounds.insert("rendezvous_circuits".into(), i64::from(limits.clients).into());
         bounds.insert("memory_mib".into(), i64::from(limits.memory_mib).into());
+        // A router at home keeps some thousand connections in mind, all of them the owner's, too.
+        for (key, most) in
+            [("streams", 16 * i64::from(limits.clients)), ("streams_per_circuit", 64), ("connects", 64)]
+        {
+            bounds.entry(key).or_insert(most.into());
+        }
         let config = toml::to_string(&config).map_err(|error| error.to_string())?;
         let rates =
             Rates { up: f64::from(limits.up_kbs) * 1000.0, down: f64::from(limits.down_kbs) * 1000.0 };
@@ -353,6 +386,10 @@ impl App {
             config,
             only: leave.only.clone(),
             block_list: leave.block_list.clone(),
+            block_list_changed: leave
+                .block_list
+                .as_ref()
+                .and_then(|path| path.metadata().ok()?.modified().ok()),
             cpu_percent: limits.cpu_percent,
             own_address: state.health.address,
             rates,
@@ -369,6 +406,8 @@ struct Keeper {
     saved: Option<Instant>,
     failures: u32,
     not_before: Option<Instant>,
+    /// With what the last one failed.
+    failed_with: Option<Start>,
     trying_home: bool,
 }
 
@@ -383,7 +422,7 @@ impl Keeper {
                 // It is started again once it has ended.
                 _ => engine.drain(drain).await,
             },
-            (Decision::Rest(reason), Some(engine)) if !engine.is_draining() => {
+            (Decision::Rest(reason), Some(engine)) => {
                 // What is open would go on uncounted.
                 if let Reason::Cap(_) | Reason::Unwritten = reason {
                     engine.set_rates(STOPPED).await;
@@ -404,10 +443,14 @@ impl Keeper {
     }
 
     async fn start(&mut self, app: &App) {
-        if self.not_before.is_some_and(|at| Instant::now() < at) {
+        let with = app.start();
+        // Another choice of the owner's may have mended it.
+        let same = with.as_ref().ok() == self.failed_with.as_ref();
+        if same && self.not_before.is_some_and(|at| Instant::now() < at) {
             return;
         }
-        let started = match app.start() {
+        self.failed_with = with.as_ref().ok().cloned();
+        let started = match with {
             Ok(with) => Engine::start(with).await.map_err(|error: EngineError| causes(&error)),
             Err(error) => Err(error),
         };
@@ -455,9 +498,10 @@ impl Keeper {
             state.home = Home::Tried(now.timestamp(), tried);
             self.trying_home = false;
         }
-        if engine.has_served() {
+        // Who knows it already may come before we know that it can be reached.
+        if engine.has_served() || engine.totals().clients_met > 0 {
             if let Some(address) = engine.address() {
-                state.health.note_address(&app.state_dir, address);
+                state.health.note_address(&app.state_dir, address, now.timestamp());
             }
             if let Err(error) = state.served.note(now.timestamp(), engine.attestations()) {
                 tracing::warn!(error = causes(&error), "when it served can't be written");
@@ -527,6 +571,7 @@ mod tests {
         let (day, hour) = (now.weekday(), now.hour());
         Facts {
             idle: Some(idle),
+            elsewhere: None,
             on_battery: Some(day == Weekday::Wednesday && (10..14).contains(&hour)),
             metered: Some(day == Weekday::Thursday && (8..18).contains(&hour)),
             captive_portal: Some(day == Weekday::Thursday && hour == 8),

@@ -47,6 +47,8 @@ pub struct Checked {
 pub struct Health {
     /// The address; unknown before a directory said it.
     pub address: Option<IpAddr>,
+    /// When it was learnt.
+    pub learnt: Timestamp,
     /// The last checks.
     pub checks: Vec<Checked>,
 }
@@ -81,8 +83,20 @@ impl Health {
     }
 
     /// Takes note of the address.
-    pub fn note_address(&mut self, state_dir: &Path, address: IpAddr) {
+    pub fn note_address(&mut self, state_dir: &Path, address: IpAddr, now: Timestamp) {
         if self.address.replace(address) != Some(address) {
+            self.learnt = now;
+            self.save(state_dir);
+        }
+    }
+
+    /// Forgets an address that was listed a day ago: the provider may have given another one, and only a directory can say which.
+    /// If it is the same one, it is known to be listed as soon as it is known, and is asked about again.
+    pub fn doubt(&mut self, state_dir: &Path, now: Timestamp) {
+        let old =
+            self.is_listed() && self.is_due(now) && self.last().is_some_and(|last| self.learnt <= last.at);
+        if old {
+            self.address = None;
             self.save(state_dir);
         }
     }
@@ -175,16 +189,36 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut health = Health::default();
         let now = |at| Timestamp::from_second(at).unwrap();
-        health.note_address(dir.path(), "192.0.2.1".parse().unwrap());
+        health.note_address(dir.path(), "192.0.2.1".parse().unwrap(), now(0));
         assert!(health.is_due(now(0)) && !health.is_listed());
         health.note(dir.path(), check(0, "192.0.2.1", Verdict::Bad));
         assert!(health.is_listed() && !health.is_due(now(86_399)) && health.is_due(now(86_400)));
-        health.note_address(dir.path(), "192.0.2.2".parse().unwrap());
+        health.note_address(dir.path(), "192.0.2.2".parse().unwrap(), now(1));
         assert!(!health.is_listed() && health.is_due(now(1)));
         assert_eq!(Health::load(dir.path()), health);
         for n in 0..100 {
             health.note(dir.path(), check(n, "192.0.2.2", Verdict::Good));
         }
         assert_eq!(health.checks.len(), KEPT);
+    }
+
+    #[test]
+    fn an_address_that_was_listed_a_day_ago_is_learnt_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = |at| Timestamp::from_second(at).unwrap();
+        let (address, day) = ("192.0.2.1".parse().unwrap(), 86_400);
+        let mut health = Health::default();
+        health.note_address(dir.path(), address, now(10));
+        health.note(dir.path(), check(20, "192.0.2.1", Verdict::Bad));
+        health.doubt(dir.path(), now(20 + day - 1));
+        assert!(health.is_listed(), "not before");
+        health.doubt(dir.path(), now(20 + day));
+        assert!(!health.is_listed() && health.address.is_none());
+        // The same one: it is asked about, and not doubted again before that.
+        health.note_address(dir.path(), address, now(60 + day));
+        health.doubt(dir.path(), now(61 + day));
+        assert!(health.is_listed() && health.is_due(now(61 + day)));
+        health.note(dir.path(), check(62 + day, "192.0.2.1", Verdict::Good));
+        assert!(!health.is_listed());
     }
 }

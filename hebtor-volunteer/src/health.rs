@@ -141,6 +141,7 @@ pub fn is_listed(answers: &[Answer]) -> bool {
 
 /// The process: a question on standard input, the answers on standard output.
 pub fn run() -> ExitCode {
+    let _as_fast_as_usual = rustix::process::nice(10);
     let asked = (|| {
         let question: Question = serde_json::from_reader(std::io::stdin().lock())?;
         let (tokio, runtime) = eebt_tor::create_runtime(1)?;

@@ -21,6 +21,19 @@ use crate::served::{Served, ServedError};
 const MAX_KEY: u64 = 64 * 1024;
 const MAX_KEYS: usize = 64;
 
+/// All that is ever in the state folder.
+const FOLDERS: [&str; 3] = ["keys", "tor", "check"];
+const FILES: [&str; 8] = [
+    "settings.json",
+    "decisions.json",
+    "usage.json",
+    "served.json",
+    "address.json",
+    "page.url",
+    "page.html",
+    "lock",
+];
+
 /// What can't be done.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -136,9 +149,23 @@ pub fn starts_at_log_in() -> bool {
 /// See [`MachineError`].
 pub fn uninstall(state_dir: &Path) -> Result<(), MachineError> {
     start_at_log_in(false, None)?;
-    match std::fs::remove_dir_all(state_dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", state_dir)(error)),
+    let gone = |path: &Path, removed: io::Result<()>| match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
         _ => Ok(()),
+    };
+    // Not whatever else somebody keeps there.
+    for name in FOLDERS {
+        let path = state_dir.join(name);
+        gone(&path, std::fs::remove_dir_all(&path))?;
+    }
+    for name in FILES {
+        let path = state_dir.join(name);
+        gone(&path, std::fs::remove_file(&path))?;
+        gone(&path, std::fs::remove_file(path.with_extension("new")))?;
+    }
+    match std::fs::remove_dir(state_dir) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => gone(state_dir, removed),
     }
 }
 

@@ -15,7 +15,7 @@ use eebt_tor::ConfigError;
 use hebtor_volunteer::page::{self, Page};
 use hebtor_volunteer::receipt::Receipt;
 use hebtor_volunteer::remote::{self, RemoteError};
-use hebtor_volunteer::settings::Settings;
+use hebtor_volunteer::settings::{Settings, SettingsError};
 use hebtor_volunteer::sources::fake::FromFile;
 use hebtor_volunteer::sources::{Facts, Source, Watch, of_this_machine};
 use hebtor_volunteer::{App, Config, engine, health, machine, window};
@@ -207,12 +207,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Some(Command::Backup { file }) => {
             machine::back_up(&state_dir, &file)?;
-            // So that it is asked for no longer. One that does not run reads it when it is started.
-            if send("backed-up", String::new()).is_err() {
-                let mut settings = Settings::load(&state_dir)?;
-                settings.backed_up = Some(Timestamp::now());
-                settings.save(&state_dir)?;
-            }
+            // So that it is asked for no longer.
+            here_if_not_there(&state_dir, send("backed-up", String::new()), |settings| {
+                Ok(Settings { backed_up: Some(Timestamp::now()), ..settings })
+            })?;
             eprintln!("the identity is in {}", file.display());
         }
         Some(Command::Restore { file }) => {
@@ -238,36 +236,34 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 fn set(
     state_dir: &Path,
     pairs: &[String],
-    send: impl Fn(&str, String) -> Result<(), RemoteError>,
+    send: impl FnOnce(&str, String) -> Result<(), RemoteError>,
 ) -> anyhow::Result<()> {
     let pair = |pair| str::split_once(pair, '=').with_context(|| format!("{pair}: KEY=VALUE is expected"));
     let pairs: Vec<_> = pairs.iter().map(|text| pair(text)).collect::<Result<_, _>>()?;
-    let mut settings = Settings::load(state_dir)?;
-    for (key, value) in &pairs {
-        settings = settings.with(key, value)?;
-    }
-    let sent = pairs.iter().try_for_each(|(key, value)| {
-        let fields = form_urlencoded::Serializer::new(String::new())
-            .append_pair("key", key)
-            .append_pair("value", value)
-            .finish();
-        send("set", fields)
-    });
-    match sent {
+    let fields = form_urlencoded::Serializer::new(String::new()).extend_pairs(&pairs).finish();
+    here_if_not_there(state_dir, send("set", fields), |mut settings| {
+        for (key, value) in &pairs {
+            settings = settings.with(key, value)?;
+        }
+        Ok(settings)
+    })
+}
+
+/// Where no app runs that could be told, changes what it reads when it is started.
+fn here_if_not_there(
+    state_dir: &Path,
+    told: Result<(), RemoteError>,
+    change: impl FnOnce(Settings) -> Result<Settings, SettingsError>,
+) -> anyhow::Result<()> {
+    match told {
         Err(RemoteError::Place(PlaceError::NotRunning { .. })) => {
             make_folder(state_dir)?;
             let _only_one = alone(state_dir)?;
-            settings.save(state_dir)?;
+            change(Settings::load(state_dir)?)?.save(state_dir)?;
+            Ok(())
         }
-        sent => {
-            sent?;
-            anyhow::ensure!(
-                Settings::load(state_dir)? == settings,
-                "the app that runs did not take it; see its page"
-            );
-        }
+        told => Ok(told?),
     }
-    Ok(())
 }
 
 async fn serve(config: Config, state_dir: &Path, run: Run) -> anyhow::Result<()> {
@@ -308,11 +304,12 @@ async fn serve(config: Config, state_dir: &Path, run: Run) -> anyhow::Result<()>
 fn watch_machine(sources: Vec<Box<dyn Source>>) -> watch::Receiver<Facts> {
     let (sender, facts) = watch::channel(Facts::default());
     std::thread::spawn(move || {
-        let mut watch = Watch::new(sources);
+        let (mut watch, mut first) = (Watch::new(sources), true);
         while !sender.is_closed() {
             let known = watch.look(Instant::now());
+            // The first look is news, whatever it shows.
             sender.send_if_modified(|before| {
-                let new = *before != known;
+                let new = std::mem::take(&mut first) || *before != known;
                 *before = known;
                 new
             });

@@ -20,6 +20,9 @@ pub enum RemoteError {
     /// None runs.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// It did nothing, and said why.
+    #[error("{0}")]
+    Refused(String),
     /// It does not answer, or not as it should.
     #[error("the app that runs does not answer as it should")]
     Answer(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -34,9 +37,10 @@ fn answer(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> RemoteE
 /// # Errors
 /// See [`RemoteError`].
 pub async fn send(state_dir: &Path, form: &str, fields: &str) -> Result<(), RemoteError> {
-    let (status, _body) = ask(state_dir, form, Some(fields)).await?;
+    let (status, body) = ask(state_dir, form, Some(fields)).await?;
     match status {
-        StatusCode::SEE_OTHER => Ok(()),
+        StatusCode::NO_CONTENT => Ok(()),
+        StatusCode::CONFLICT => Err(RemoteError::Refused(String::from_utf8_lossy(&body).into_owned())),
         other => Err(answer(format!("HTTP {other}"))),
     }
 }
@@ -64,6 +68,7 @@ async fn ask(state_dir: &Path, what: &str, fields: Option<&str>) -> Result<(Stat
         request = request
             .method("POST")
             .header("origin", format!("http://{address}"))
+            .header("accept", "text/plain")
             .header("content-type", "application/x-www-form-urlencoded");
     }
     let request =

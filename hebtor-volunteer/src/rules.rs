@@ -59,6 +59,22 @@ pub enum Reason {
     OtherTraffic,
 }
 
+impl Reason {
+    /// Is nothing to be sent at all, or not over this line?
+    pub fn is_about_the_line(self) -> bool {
+        matches!(
+            self,
+            Self::NoConsent
+                | Self::Off
+                | Self::Paused(_)
+                | Self::Battery
+                | Self::CaptivePortal
+                | Self::Vpn
+                | Self::Metered
+        )
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

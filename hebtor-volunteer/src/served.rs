@@ -15,6 +15,9 @@ const FILE: &str = "served.json";
 const KEPT: usize = 800;
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(400 * 24);
 
+/// Most attestations of one directory in one interval.
+const OF_ONE_DIRECTORY: usize = 8;
+
 /// Most attestations of one interval; each directory has one as long as nothing breaks.
 const ATTESTATIONS: usize = 64;
 
@@ -80,11 +83,15 @@ impl Interval {
             let Some(seen) = Attestation::verify(new).ok().filter(|seen| self.touches(seen)) else {
                 continue;
             };
-            let goes_on = |old: &&mut SignedDocument| {
-                Attestation::verify(old).is_ok_and(|old| Attestation { until: seen.until, ..old } == seen)
-            };
-            match self.attestations.iter_mut().find(goes_on) {
-                Some(old) => *old = new.clone(),
+            let known: Vec<_> = self.attestations.iter().map(|old| Attestation::verify(old).ok()).collect();
+            let goes_on = |old: &Attestation| Attestation { until: seen.until, ..old.clone() } == seen;
+            let same = |old: &Attestation| old.directory == seen.directory;
+            let of_it: Vec<_> = (0..known.len()).filter(|i| known[*i].as_ref().is_some_and(same)).collect();
+            let place = known.iter().position(|old| old.as_ref().is_some_and(goes_on));
+            // One directory's shall not push the others' out.
+            let place = place.or(of_it.last().copied().filter(|_| of_it.len() >= OF_ONE_DIRECTORY));
+            match place {
+                Some(place) => self.attestations[place] = new.clone(),
                 None => self.attestations.push(new.clone()),
             }
             any = true;
@@ -311,10 +318,16 @@ pub(crate) mod tests {
         assert_eq!(served.intervals[0].from, start + hour * 200);
         let interval = served.intervals.last_mut().unwrap();
         let far = |n: i64| start + hour * 200 + KEPT_FOR + SignedDuration::from_secs(n);
-        let many: Vec<_> =
-            (0..70).map(|n| attestation(2, far(n), far(n)).sign(|b| key(2).sign(b).to_bytes())).collect();
+        let of = |directory: u8, n| {
+            attestation(directory, far(n), far(n)).sign(|b| key(directory).sign(b).to_bytes())
+        };
+        let many: Vec<_> = (0..70).map(|n| of(2, n)).collect();
         assert!(interval.take(&many));
-        assert_eq!(interval.attestations[..], many[6..]);
+        assert_eq!(interval.attestations, [&many[..7], &many[69..]].concat(), "those of one directory");
+        for directory in 3..12 {
+            interval.take(&(0..8).map(|n| of(directory, n)).collect::<Vec<_>>());
+        }
+        assert_eq!(interval.attestations.len(), ATTESTATIONS);
     }
 
     #[test]

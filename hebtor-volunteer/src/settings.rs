@@ -14,6 +14,9 @@ use serde_json::Value;
 /// The file's name in the state folder.
 const FILE: &str = "settings.json";
 
+/// Largest block list, in bytes.
+const MAX_BLOCK_LIST: u64 = 64_000_000;
+
 /// The groups of keys that can be set one by one. Consent is given on the page, where it is said what it means.
 const GROUPS: [&str; 3] = ["rules", "limits", "leave"];
 
@@ -164,6 +167,10 @@ impl Leave {
     pub fn check_block_list(&self) -> Result<(), String> {
         let Some(path) = &self.block_list else { return Ok(()) };
         let wrong = |error: &dyn fmt::Display| format!("{}: {error}", path.display());
+        let about = std::fs::metadata(path).map_err(|error| wrong(&error))?;
+        if !about.is_file() || about.len() > MAX_BLOCK_LIST {
+            return Err(wrong(&"is no file of at most 64 MB"));
+        }
         let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
         text.parse::<HostSet>().map_err(|error| wrong(&error))?;
         Ok(())
@@ -426,7 +433,7 @@ mod tests {
             ("rules.idle_minutes", "none"),
             ("leave.only", "search,news"),
             ("leave.only", "none"),
-            ("leave.block_list", "/dev/null"),
+            ("leave.block_list", "Cargo.toml"),
             ("leave.country", "SE"),
         ] {
             let set = settings.with(key, text).unwrap();
@@ -443,6 +450,7 @@ mod tests {
             ("limits.speed", "1", "not known"),
             ("leave.only", "", "not known"),
             ("leave.block_list", "/nowhere", "No such file"),
+            ("leave.block_list", "/dev/zero", "no file"),
             ("consent", "{}", "not known"),
             ("switch", "on", "not known"),
         ] {

@@ -11,6 +11,7 @@ use ksni::{Icon, MenuItem, ToolTip, Tray, TrayMethods as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Phase};
+use crate::rules::Decision;
 use crate::settings::Switch;
 use crate::window;
 
@@ -36,7 +37,9 @@ impl Shown {
         let colour = match state.phase {
             Phase::Serving => [0x1a, 0x7f, 0x37],
             Phase::Starting | Phase::Draining => [0xd4, 0x96, 0x1c],
-            Phase::Resting if state.error.is_some() => [0xb4, 0x2b, 0x2b],
+            Phase::Resting if state.decision == Decision::Serve && state.error.is_some() => {
+                [0xb4, 0x2b, 0x2b]
+            }
             Phase::Resting => [0x80, 0x88, 0x92],
         };
         Self { colour, text: state.words() }
@@ -52,8 +55,8 @@ struct Volunteer {
 
 impl Volunteer {
     fn switch(&self, to: Switch) {
-        if let Err(error) = self.app.change(|settings| settings.switch = to) {
-            tracing::warn!(%error, "the switch in the tray did nothing");
+        if let Err(error) = self.app.switch(to) {
+            tracing::warn!(%error, "the switch in the tray can't be written down");
         }
     }
 

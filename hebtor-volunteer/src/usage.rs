@@ -64,7 +64,7 @@ impl Day {
     }
 
     /// Bytes that count against the caps.
-    fn on_the_line(&self) -> u64 {
+    pub fn on_the_line(&self) -> u64 {
         on_the_line(self.carried() + self.lost)
     }
 }

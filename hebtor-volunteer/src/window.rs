@@ -21,7 +21,10 @@ pub fn open(file: &Path) -> io::Result<()> {
             let mut command = Command::new(browser);
             command.arg(app).args(["--class=hebtor-volunteer", "--no-first-run"]);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            command.spawn().map(drop)
+            let mut child = command.spawn()?;
+            // Or it stays in the list of processes when it has ended.
+            std::thread::spawn(move || child.wait());
+            Ok(())
         }
         None => open::that_detached(file),
     }

@@ -26,6 +26,13 @@ pub(super) struct Shared {
 impl eebt_page::forms::Shared for Shared {
     type Said = Said;
 
+    fn refusal(said: &Said) -> Option<String> {
+        match said {
+            Said::Refused(why) => Some(why.clone()),
+            _ => None,
+        }
+    }
+
     fn last(&self) -> &Last<Said> {
         &self.last
     }

@@ -51,7 +51,8 @@ fn start() -> anyhow::Result<()> {
         let Some(Order::Start(start)) = orders.recv().await else {
             anyhow::bail!("it was not told how to start")
         };
-        let Start { config, only, block_list, cpu_percent, own_address, rates } = *start;
+        let Start { config, only, block_list, block_list_changed: _, cpu_percent, own_address, rates } =
+            *start;
         // Its words alone: beside them stands what it is about, and that may be the address of a directory.
         let said = |error: toml::de::Error| anyhow::Error::msg(error.message().to_owned());
         let mut config: Config = toml::from_str(&config).map_err(said)?;
@@ -60,6 +61,8 @@ fn start() -> anyhow::Result<()> {
         let bridge = ExitBridge::new(config)?;
         let (status, throttle) = (bridge.status(), bridge.throttle());
         let shutdown = CancellationToken::new();
+        // The system ends all of us at once, and what is open may end in order.
+        eebt_tor::stop_on_signal(shutdown.clone())?;
         // Set once it serves.
         let reach = watch::Sender::new(None::<([u8; 32], Arc<OnionConnector>)>);
         let (rates, wanted) = watch::channel(rates);
@@ -101,13 +104,15 @@ fn start() -> anyhow::Result<()> {
                 }
             }
         };
-        tokio::select! {
-            ended = bridge.run(runtime, shutdown.clone(), ready) => Ok(ended?),
+        let ended = tokio::select! {
+            ended = bridge.run(runtime, shutdown.clone(), ready) => ended.map_err(anyhow::Error::from),
             // Who started it is gone, and nobody would end it.
             () = obey => Ok(()),
             () = pass_on => Ok(()),
             () = look(&status, &throttle, wanted, cpu_percent) => Ok(()),
-        }
+        };
+        tell(&Event::Totals(status.totals()));
+        ended
     })
 }
 

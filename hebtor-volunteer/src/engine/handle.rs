@@ -12,7 +12,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Event, Order, Rates, Start, Tried};
+use super::{Event, Order, Rates, STOPPED, Start, Tried};
 use crate::machine;
 
 /// How much longer than the drain the good-byes to directories may take.
@@ -213,8 +213,11 @@ impl Engine {
         let _ = self.child.kill().await;
     }
 
-    /// Ends it if it had its time.
-    pub async fn keep_time(&mut self) {
+    /// Holds it still when what is open had its time, and ends it when the good-byes had theirs.
+    pub(crate) async fn keep_time(&mut self) {
+        if self.ends.is_some_and(|ends| Instant::now() + GOOD_BYES >= ends) {
+            self.set_rates(STOPPED).await;
+        }
         if self.ends.is_some_and(|ends| Instant::now() >= ends) {
             self.kill().await;
         }

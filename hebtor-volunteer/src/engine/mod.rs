@@ -10,6 +10,7 @@ mod home;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use eebt_bridge::status::{Totals, WayIn};
 use eebt_proto::SignedDocument;
@@ -42,6 +43,8 @@ pub(crate) struct Start {
     pub only: Vec<String>,
     /// A file of domains that it doesn't let out to.
     pub block_list: Option<PathBuf>,
+    /// When that was changed last: it is read at the start.
+    pub block_list_changed: Option<SystemTime>,
     /// Time of one processor, in percent.
     pub cpu_percent: u32,
     /// The home's public address, as far as it is known: no target.
@@ -56,6 +59,9 @@ pub(crate) struct Rates {
     pub up: f64,
     pub down: f64,
 }
+
+/// When nothing may move any more.
+pub(crate) const STOPPED: Rates = Rates { up: 1.0, down: 1.0 };
 
 /// What it tells.
 #[derive(Debug, Serialize, Deserialize)]

@@ -76,7 +76,7 @@ pub(super) fn say(said: &Said) -> Markup {
             Said::Autostart(false) => "It does not start by itself any more.",
             Said::Trying => "Your home is being tried. It takes up to a minute, or until it serves; refresh then.",
             Said::Ending => "The app ends. Start it again from your menu, or with “hebtor-volunteer”.",
-            Said::Refused(why) => { "Nothing was changed: " (why) "." }
+            Said::Refused(why) => { "That did not work: " (why) "." }
         }
     }
 }
@@ -89,7 +89,7 @@ fn now_section(state: &State, directories: bool, now: &Zoned) -> Markup {
         Phase::Resting => "dot",
     };
     let today = state.usage.day(now.date());
-    let limits = &state.settings.limits;
+    let (limits, rules) = (&state.settings.limits, &state.settings.rules);
     html! {
         section aria-labelledby="now" {
             div.state {
@@ -117,7 +117,7 @@ fn now_section(state: &State, directories: bool, now: &Zoned) -> Markup {
                 @else { "It does not start by itself. " button name="to" value="on" { "Start it when I log in" } }
             }
             @if state.phase == Phase::Starting { (way_in(&state.way_in, state.late)) }
-            @if let Some(error) = &state.error { p.error { "The exit bridge ended: " (error) ". It is tried again." } }
+            @if let (Decision::Serve, Some(error)) = (state.decision, &state.error) { p.error { "The exit bridge ended: " (error) ". It is tried again." } }
             @if !directories {
                 p.notice {
                     "No exit-bridge directory is configured, so nobody can find your address. Put one into the configuration file"
@@ -127,12 +127,12 @@ fn now_section(state: &State, directories: bool, now: &Zoned) -> Markup {
                 p.notice { "No exit-bridge directory hands your address out yet, so nobody finds it. They are asked again and again." }
             }
             ul.fears {
-                li { h3 { "My address" } p { "Lent only while this says “Serving”. " (state.totals.clients) " people now. " (standing(&state.health, now)) } }
+                li { h3 { "My address" } p { "Lent while this says “Serving”, and not while it rests. " (state.totals.clients) " people now. " (standing(&state.health, now)) } }
                 li { h3 { "The blame" } p { (lent(&state.served, now)) } }
-                li { h3 { "My line" } p { (bytes(on_the_line(today.carried()))) " of " (cap(limits.day_mb)) " today, at most " (limits.down_kbs) " kB/s down and " (limits.up_kbs) " kB/s up." } }
-                li { h3 { "My computer" } p { "At most " (limits.cpu_percent) " % of one processor; nothing on battery." } }
+                li { h3 { "My line" } p { (bytes(today.on_the_line())) " of " (cap(limits.day_mb)) " today, at most " (on_the_line(u64::from(limits.down_kbs + limits.up_kbs)) / 2) " kB/s each way." } }
+                li { h3 { "My computer" } p { "At most " (limits.cpu_percent) " % of one processor" (if rules.battery { "; nothing on battery." } else { "." }) } }
                 li { h3 { "Does it do anything?" } p { (people(today.people)) " and " (bytes(today.carried())) " carried today." } }
-                li { h3 { "When I am here" } p { "It rests within " (limits.drain_seconds) " s." } }
+                li { h3 { "When I am here" } p { (if rules.idle_minutes.is_some() { "It takes nothing new, and rests within " } else { "You chose that it goes on. Else it rests within " }) (limits.drain_seconds) " s." } }
             }
         }
     }

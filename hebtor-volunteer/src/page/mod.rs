@@ -61,6 +61,13 @@ struct Door {
 impl Shared for Door {
     type Said = Said;
 
+    fn refusal(said: &Said) -> Option<String> {
+        match said {
+            Said::Refused(why) => Some(why.clone()),
+            _ => None,
+        }
+    }
+
     fn last(&self) -> &Last<Said> {
         self.app.last()
     }
@@ -231,11 +238,12 @@ fn save(
     })
 }
 
-/// One key: what `hebtor-volunteer set` sends.
+/// What `hebtor-volunteer set` sends: all of it, or nothing.
 fn set(door: &Door, fields: &Fields) -> Option<Said> {
-    let (key, value) = (fields.get("key")?, fields.get("value")?);
     save(door, "choice", |settings| {
-        *settings = settings.with(key, value).map_err(|error| causes(&error))?;
+        for (key, value) in fields.iter() {
+            *settings = settings.with(key, value).map_err(|error| causes(&error))?;
+        }
         Ok(())
     })
 }
@@ -256,12 +264,22 @@ fn switch(door: &Door, fields: &Fields) -> Option<Said> {
         "off" => Switch::Off,
         "pause" => {
             let minutes = fields.get("minutes").unwrap_or("60").parse::<u32>().ok()?;
-            Switch::Paused(Timestamp::now() + Duration::from_secs(u64::from(minutes) * 60))
+            Switch::Paused(Timestamp::now().checked_add(Duration::from_secs(u64::from(minutes) * 60)).ok()?)
         }
         _ => return None,
     };
-    let switched = door.app.change(|settings| settings.switch = to);
-    Some(switched.map_or_else(|error| Said::Refused(causes(&error)), |()| Said::Switched(to)))
+    let switched = door.app.switch(to);
+    Some(switched.map_or_else(
+        |error| {
+            Said::Refused(match to {
+                Switch::On => causes(&error),
+                Switch::Off | Switch::Paused(_) => {
+                    format!("it holds until the app is started again, but {}", causes(&error))
+                }
+            })
+        },
+        |()| Said::Switched(to),
+    ))
 }
 
 fn try_home(door: &Door, _: &Fields) -> Option<Said> {

@@ -22,6 +22,9 @@ pub struct Facts {
     /// Since the last key or pointer movement. As JSON: seconds.
     #[serde(deserialize_with = "seconds")]
     pub idle: Option<Duration>,
+    /// The same at terminals and at other people's desktops, from who can't see into ours.
+    #[serde(skip)]
+    pub elsewhere: Option<Duration>,
     /// The machine runs on its battery.
     pub on_battery: Option<bool>,
     /// The line is paid by the byte.
@@ -59,11 +62,30 @@ pub fn of_this_machine(own_bytes: Arc<AtomicU64>) -> Vec<Box<dyn Source>> {
     return elsewhere::of_this_machine(own_bytes);
 }
 
+/// A source that can't see into our own desktop.
+pub struct Elsewhere<S>(pub S);
+
+impl<S: Source> Source for Elsewhere<S> {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn every(&self) -> Duration {
+        self.0.every()
+    }
+
+    fn look(&mut self) -> Facts {
+        let told = self.0.look();
+        Facts { idle: None, elsewhere: told.idle, ..told }
+    }
+}
+
 /// What several sources know together. Whoever saw the owner last is right, and one who sees a reason
 /// not to lend is believed.
 pub fn merge<'a>(all: impl IntoIterator<Item = &'a Facts>) -> Facts {
     all.into_iter().fold(Facts::default(), |known, told| Facts {
         idle: both(known.idle, told.idle, Duration::min),
+        elsewhere: both(known.elsewhere, told.elsewhere, Duration::min),
         on_battery: both(known.on_battery, told.on_battery, std::ops::BitOr::bitor),
         metered: both(known.metered, told.metered, std::ops::BitOr::bitor),
         vpn: both(known.vpn, told.vpn, std::ops::BitOr::bitor),
@@ -104,7 +126,10 @@ impl Watch {
                 one.due = Some(now + one.source.every());
             }
         }
-        merge(self.0.iter().map(|one| &one.told))
+        let known = merge(self.0.iter().map(|one| &one.told));
+        // That nobody types elsewhere says nothing of our own desktop.
+        let idle = known.idle.map(|idle| known.elsewhere.map_or(idle, |elsewhere| idle.min(elsewhere)));
+        Facts { idle, elsewhere: None, ..known }
     }
 
     /// When somebody is due next: sleep until then. `None` before the first look.
@@ -134,6 +159,20 @@ mod tests {
     #[test]
     fn the_smallest_idle_time_is_the_truth() {
         assert_eq!(merge(&[idle(900), idle(3), Facts::default()]), idle(3));
+    }
+
+    #[test]
+    fn an_idle_terminal_says_nothing_of_a_desktop_that_nobody_sees_into() {
+        let (desktop, set) = fake::fake();
+        let (terminals, terminals_set) = fake::fake();
+        let mut watch = Watch::new(vec![Box::new(desktop), Box::new(Elsewhere(terminals))]);
+        let start = Instant::now();
+        terminals_set.set(idle(900));
+        assert_eq!(watch.look(start).idle, None);
+        set.set(idle(1000));
+        assert_eq!(watch.look(start + fake::EVERY), idle(900));
+        set.set(idle(3));
+        assert_eq!(watch.look(start + fake::EVERY * 2), idle(3));
     }
 
     #[test]

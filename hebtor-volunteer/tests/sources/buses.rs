@@ -11,6 +11,7 @@ use super::child::until;
 
 const UNKNOWN: Facts = Facts {
     idle: None,
+    elsewhere: None,
     on_battery: None,
     metered: None,
     vpn: None,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use super::{Facts, Source};
+use super::{Elsewhere, Facts, Source};
 
 pub mod battery;
 pub mod bus;
@@ -36,10 +36,12 @@ pub(super) fn of_this_machine(own_bytes: Arc<AtomicU64>) -> Vec<Box<dyn Source>>
     if has_display {
         sources.push(Box::new(mutter::source(Address::Session)));
     }
-    if logind_runs() {
-        sources.push(Box::new(logind::source(Address::System, has_display)));
-    } else {
-        sources.push(Box::new(console::Console::default()));
+    let logins = || logind::source(Address::System, has_display);
+    match (logind_runs(), has_display) {
+        (true, true) => sources.push(Box::new(Elsewhere(logins()))),
+        (true, false) => sources.push(Box::new(logins())),
+        (false, true) => sources.push(Box::new(Elsewhere(console::Console::default()))),
+        (false, false) => sources.push(Box::new(console::Console::default())),
     }
     sources.push(Box::new(network_manager::source(Address::System)));
     sources.push(Box::new(line::Line::new(own_bytes)));
