@@ -572,6 +572,7 @@ mod tests {
         Facts {
             idle: Some(idle),
             elsewhere: None,
+            line: None,
             on_battery: Some(day == Weekday::Wednesday && (10..14).contains(&hour)),
             metered: Some(day == Weekday::Thursday && (8..18).contains(&hour)),
             captive_portal: Some(day == Weekday::Thursday && hour == 8),

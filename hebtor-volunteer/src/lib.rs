@@ -18,6 +18,7 @@ pub mod page;
 pub mod pdf;
 pub mod receipt;
 pub mod remote;
+mod router;
 pub mod rules;
 pub mod served;
 pub mod settings;

@@ -43,6 +43,8 @@ pub enum Reason {
     Hours,
     /// On battery.
     Battery,
+    /// On a line that the owner did not agree for.
+    OtherLine,
     /// Behind a page that wants a log-in.
     CaptivePortal,
     /// A VPN is in the way.
@@ -67,6 +69,7 @@ impl Reason {
             Self::NoConsent
                 | Self::Off
                 | Self::Paused(_)
+                | Self::OtherLine
                 | Self::Battery
                 | Self::CaptivePortal
                 | Self::Vpn
@@ -87,6 +90,7 @@ impl fmt::Display for Reason {
             Self::Unwritten => "it can't write down what it carries; is the disk full?",
             Self::Hours => "you chose other hours",
             Self::Battery => "on battery",
+            Self::OtherLine => "this is another line than the one you agreed for",
             Self::CaptivePortal => "this network wants a log-in first",
             Self::Vpn => "a VPN is on, and its address is not yours to lend",
             Self::Metered => "this line is metered",
@@ -152,6 +156,7 @@ impl Governor {
         let rest = [
             (rules.hours.is_some_and(|hours| !hours.contain(minute)), Reason::Hours),
             (yes(rules.battery, facts.on_battery), Reason::Battery),
+            (rules.known_line && !settings.is_for(facts.line.as_deref()), Reason::OtherLine),
             (yes(rules.captive_portal, facts.captive_portal), Reason::CaptivePortal),
             (yes(rules.vpn, facts.vpn), Reason::Vpn),
             (yes(rules.metered, facts.metered), Reason::Metered),
@@ -232,6 +237,19 @@ mod tests {
         let mut settings = agreed();
         settings.rules.hours = Some(Hours { from: 240, to: 300 });
         assert_eq!(decide(&settings, &idle()), Decision::Rest(Reason::Hours));
+    }
+
+    #[test]
+    fn what_was_agreed_for_one_line_holds_for_no_other() {
+        let at = |line: Option<&str>| Facts { line: line.map(String::from), ..idle() };
+        let mut settings = agreed();
+        assert_eq!(decide(&settings, &at(Some("a"))), Decision::Serve, "it was not known then");
+        settings.lines = vec!["a".into(), "b".into()];
+        assert_eq!(decide(&settings, &at(Some("b"))), Decision::Serve);
+        assert_eq!(decide(&settings, &at(Some("c"))), Decision::Rest(Reason::OtherLine));
+        assert_eq!(decide(&settings, &at(None)), Decision::Serve);
+        settings.rules.known_line = false;
+        assert_eq!(decide(&settings, &at(Some("c"))), Decision::Serve);
     }
 
     #[test]

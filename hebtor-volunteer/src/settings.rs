@@ -14,6 +14,9 @@ use serde_json::Value;
 /// The file's name in the state folder.
 const FILE: &str = "settings.json";
 
+/// Lines that are remembered.
+const MAX_LINES: usize = 16;
+
 /// Largest block list, in bytes.
 const MAX_BLOCK_LIST: u64 = 64_000_000;
 
@@ -29,6 +32,8 @@ pub const CONSENT: u32 = 1;
 pub struct Settings {
     /// When the owner agreed, and to what.
     pub consent: Option<Consent>,
+    /// For which lines, the newest last: hardware addresses of their routers. None where that was not known.
+    pub lines: Vec<String>,
     /// On, off or paused.
     pub switch: Switch,
     /// When it is to rest.
@@ -70,6 +75,8 @@ pub enum Switch {
 pub struct Rules {
     /// Minutes without a key or a pointer movement after which the machine counts as idle.
     pub idle_minutes: Option<u32>,
+    /// Rest on lines that the owner did not agree for.
+    pub known_line: bool,
     /// Rest on battery.
     pub battery: bool,
     /// Rest on a metered line.
@@ -133,6 +140,7 @@ impl Default for Rules {
     fn default() -> Self {
         Self {
             idle_minutes: Some(5),
+            known_line: true,
             battery: true,
             metered: true,
             vpn: true,
@@ -382,6 +390,18 @@ impl Settings {
     /// Did the owner agree to what the text says now?
     pub fn agreed(&self) -> bool {
         self.consent.is_some_and(|consent| consent.version == CONSENT)
+    }
+
+    /// Did the owner agree for this line, as far as that can be told?
+    pub fn is_for(&self, line: Option<&str>) -> bool {
+        self.lines.is_empty() || line.is_none_or(|line| self.lines.iter().any(|known| known == line))
+    }
+
+    /// The owner agrees for this line, too.
+    pub fn add_line(&mut self, line: String) {
+        self.lines.retain(|known| *known != line);
+        self.lines.push(line);
+        self.lines.drain(..self.lines.len().saturating_sub(MAX_LINES));
     }
 
     /// How long what is open may go on.

@@ -247,6 +247,17 @@ async fn home(lab: &Lab) -> anyhow::Result<()> {
     volunteer.until("phase", "serving", SOON).await?;
     volunteer.form("try-home", "").await?;
     volunteer.until("home", json!({ "refused": 14 }), SOON).await?;
+
+    // What was agreed to at home does not hold elsewhere.
+    let line = |line: &str| volunteer.machine(json!({ "idle": 3600, "line": line }));
+    line("02:00:00:00:00:01")?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    volunteer.form("line", "").await?;
+    line("02:00:00:00:00:02")?;
+    let elsewhere = "paused: this is another line than the one you agreed for";
+    volunteer.until("decision", elsewhere, Duration::from_secs(5)).await?;
+    volunteer.form("line", "").await?;
+    volunteer.until("decision", "serving", Duration::from_secs(5)).await?;
     Ok(())
 }
 

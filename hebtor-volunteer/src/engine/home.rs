@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use tor_cell::relaycell::msg::EndReason;
 
+use crate::router;
+
 /// How long a way to ourselves, and one try, may take.
 const WAY: Duration = Duration::from_secs(60);
 const TRY: Duration = Duration::from_secs(15);
@@ -42,7 +44,7 @@ pub async fn try_all(connector: &OnionConnector, service: [u8; 32]) -> Vec<Tried
         return Vec::new();
     };
     let mut tried = Vec::new();
-    for (place, host, port) in places(router(&read("/proc/net/route")), own_addresses()) {
+    for (place, host, port) in places(router::address(), own_addresses()) {
         let outcome = try_one(&circuit, &host, port).await;
         tried.push(Tried { place: place.to_owned(), target: format!("{host}:{port}"), outcome });
     }
@@ -95,37 +97,11 @@ fn places(
     ]
 }
 
-fn read(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default()
-}
-
-/// The router of the default route, from the kernel's table (proc(5)): columns by tabs, addresses in hexadecimal as they
-/// lie in memory.
-fn router(table: &str) -> Option<Ipv4Addr> {
-    table.lines().skip(1).find_map(|line| {
-        let mut columns = line.split_ascii_whitespace().skip(1);
-        let (to, by) = (columns.next()?, columns.next()?);
-        (to == "00000000" && by != "00000000")
-            .then(|| u32::from_str_radix(by, 16).ok())
-            .flatten()
-            .map(|bits| Ipv4Addr::from(bits.to_ne_bytes()))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use eebt_proto::special_use::special_use;
     use eebt_proto::{Host, Target};
-
-    #[test]
-    fn the_router_is_that_of_the_default_route() {
-        let table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n\
-                     eth0\t0002A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n\
-                     eth0\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\n";
-        assert_eq!(router(table), Some("192.168.2.1".parse().unwrap()));
-        assert_eq!(router(""), None);
-    }
 
     #[test]
     fn fourteen_places_none_of_which_is_a_public_one() {

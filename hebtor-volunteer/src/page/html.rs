@@ -18,7 +18,7 @@ use crate::health::{Verdict, Way, is_listed};
 use crate::machine;
 use crate::rules::{Decision, Reason};
 use crate::served::Served;
-use crate::settings::{Hours, Leave, Limits, Rules, Switch, clock};
+use crate::settings::{Hours, Leave, Limits, Rules, Settings, Switch, clock};
 use crate::sources::Facts;
 use crate::usage::on_the_line;
 
@@ -42,7 +42,7 @@ pub(super) fn page(state: &State, said: Option<&Said>, live: bool, directories: 
             (did(state, now))
             (home(state, now))
             (address(state, now))
-            (rules(&state.settings.rules, &state.facts))
+            (rules(&state.settings, &state.facts))
             (limits(&state.settings.limits))
             (leave(&state.settings.leave))
             (log(state, now))
@@ -74,6 +74,7 @@ pub(super) fn say(said: &Said) -> Markup {
             Said::Saved(what) => { "Your " (what) (if what.ends_with('s') && *what != "choice of sites" { " are" } else { " is" }) " saved, and hold from now on." }
             Said::Autostart(true) => "It starts when you log in, from now on.",
             Said::Autostart(false) => "It does not start by itself any more.",
+            Said::Line => "This line counts as yours from now on.",
             Said::Trying => "Your home is being tried. It takes up to a minute, or until it serves; refresh then.",
             Said::Ending => "The app ends. Start it again from your menu, or with “hebtor-volunteer”.",
             Said::Refused(why) => { "That did not work: " (why) "." }
@@ -110,6 +111,9 @@ fn now_section(state: &State, directories: bool, now: &Zoned) -> Markup {
                 @if let Some(minutes) = state.settings.rules.idle_minutes {
                     p { "It begins when nobody has used the computer for " (minutes) " min." }
                 }
+            }
+            @if let Decision::Rest(Reason::OtherLine) = state.decision {
+                form method="post" action="line" { button { "This line is mine to lend, too" } }
             }
             @if let Decision::Rest(Reason::Paused(until)) = state.decision { p { "Until " (time(until, now)) "." } }
             form method="post" action="autostart" {
@@ -328,7 +332,9 @@ fn optional(name: &str, value: Option<u32>, usual: u32, before: &str, after: &st
     }
 }
 
-fn rules(rules: &Rules, facts: &Facts) -> Markup {
+fn rules(settings: &Settings, facts: &Facts) -> Markup {
+    let rules = &settings.rules;
+    let other_line = facts.line.as_deref().map(|line| !settings.is_for(Some(line)));
     let known = |fact: Option<bool>| match fact {
         Some(true) => "now: yes",
         Some(false) => "now: no",
@@ -345,6 +351,7 @@ fn rules(rules: &Rules, facts: &Facts) -> Markup {
                     span.quiet { " (" @match facts.idle { Some(idle) => { "now: " (span(idle)) } None => "can't be told here" } ")" }
                 }
                 @for (name, on, text, fact) in [
+                    ("known_line", rules.known_line, "on a line that I did not agree for", other_line),
                     ("battery", rules.battery, "on battery", facts.on_battery),
                     ("metered", rules.metered, "on a metered line", facts.metered),
                     ("vpn", rules.vpn, "while a VPN is on", facts.vpn),

@@ -44,6 +44,8 @@ pub enum Said {
     Saved(&'static str),
     /// It starts at log-in, or no longer.
     Autostart(bool),
+    /// This line may be lent, too.
+    Line,
     /// The home is being tried.
     Trying,
     /// The app ends.
@@ -141,6 +143,7 @@ impl Page {
                     save(door, "choice of sites", |s| parse::leave(&mut s.leave, fields))
                 }),
             )
+            .route("/line", form(line))
             .route("/set", form(set))
             .route("/try-home", form(try_home))
             .route("/backed-up", form(backed_up))
@@ -252,10 +255,18 @@ fn agree(door: &Door, fields: &Fields) -> Option<Said> {
     if fields.get("understood") != Some("yes") {
         return Some(Said::Agreed(false));
     }
+    let line = door.app.state().facts.line.clone();
     let agreed = door.app.change(|settings| {
         settings.consent = Some(Consent { at: Timestamp::now(), version: CONSENT });
+        line.into_iter().for_each(|line| settings.add_line(line));
     });
     Some(agreed.map_or_else(|error| Said::Refused(causes(&error)), |()| Said::Agreed(true)))
+}
+
+fn line(door: &Door, _: &Fields) -> Option<Said> {
+    let line = door.app.state().facts.line.clone()?;
+    let agreed = door.app.change(|settings| settings.add_line(line));
+    Some(agreed.map_or_else(|error| Said::Refused(causes(&error)), |()| Said::Line))
 }
 
 fn switch(door: &Door, fields: &Fields) -> Option<Said> {

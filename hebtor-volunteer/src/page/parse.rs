@@ -34,6 +34,7 @@ pub(super) fn rules(rules: &mut Rules, fields: &Fields) -> Result<(), String> {
     };
     *rules = Rules {
         idle_minutes: optional(fields, "idle_minutes")?,
+        known_line: is_ticked(fields, "known_line"),
         battery: is_ticked(fields, "battery"),
         metered: is_ticked(fields, "metered"),
         vpn: is_ticked(fields, "vpn"),

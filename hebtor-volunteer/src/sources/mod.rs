@@ -25,6 +25,8 @@ pub struct Facts {
     /// The same at terminals and at other people's desktops, from who can't see into ours.
     #[serde(skip)]
     pub elsewhere: Option<Duration>,
+    /// Which line it is: the hardware address of its router.
+    pub line: Option<String>,
     /// The machine runs on its battery.
     pub on_battery: Option<bool>,
     /// The line is paid by the byte.
@@ -86,6 +88,7 @@ pub fn merge<'a>(all: impl IntoIterator<Item = &'a Facts>) -> Facts {
     all.into_iter().fold(Facts::default(), |known, told| Facts {
         idle: both(known.idle, told.idle, Duration::min),
         elsewhere: both(known.elsewhere, told.elsewhere, Duration::min),
+        line: known.line.or_else(|| told.line.clone()),
         on_battery: both(known.on_battery, told.on_battery, std::ops::BitOr::bitor),
         metered: both(known.metered, told.metered, std::ops::BitOr::bitor),
         vpn: both(known.vpn, told.vpn, std::ops::BitOr::bitor),

@@ -12,6 +12,7 @@ use super::child::until;
 const UNKNOWN: Facts = Facts {
     idle: None,
     elsewhere: None,
+    line: None,
     on_battery: None,
     metered: None,
     vpn: None,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 
+use crate::router;
 use crate::sources::{Facts, Source};
 use crate::usage::on_the_line;
 
@@ -78,7 +79,7 @@ impl Source for Line {
         let other_traffic = on_the_line.and_then(|on_the_line| {
             self.other_traffic(Sample { at: Instant::now(), names, on_the_line, own })
         });
-        Facts { vpn: Some(vpn), other_traffic, ..Facts::default() }
+        Facts { vpn: Some(vpn), other_traffic, line: router::hardware_address(), ..Facts::default() }
     }
 }
 
