@@ -164,6 +164,8 @@ impl Engine {
     pub fn is_over(&mut self) -> Option<Option<String>> {
         match self.child.try_wait() {
             Ok(None) => None,
+            // Its last words are still on their way.
+            Ok(Some(_)) if !(self.events.is_closed() && self.events.is_empty()) => None,
             Ok(Some(status)) if status.success() || self.ends.is_some() => Some(None),
             Ok(Some(status)) => {
                 Some(Some(self.failed.take().unwrap_or_else(|| format!("it ended: {status}"))))
