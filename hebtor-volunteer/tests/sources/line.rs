@@ -40,7 +40,8 @@ fn inside() {
     sh("ip link add home type veth peer name router; ip link set router up;
         ip addr add 192.168.7.2/24 dev home; ip link set home up; ip route add default via 192.168.7.1;
         ip neigh add 192.168.7.1 lladdr 02:00:00:00:00:01 dev home");
-    assert_eq!(line.look(), Facts { vpn: Some(false), ..Facts::default() });
+    let home = Facts { vpn: Some(false), line: Some("02:00:00:00:00:01".into()), ..Facts::default() };
+    assert_eq!(line.look(), home);
 
     // 100 packets of 1000 bytes leave, and nobody answers.
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -64,7 +65,7 @@ fn inside() {
     // As OpenVPN does.
     sh("ip tuntap add vpn0 mode tun; ip addr add 10.8.0.2/24 dev vpn0; ip link set vpn0 up;
         ip route add 0.0.0.0/1 dev vpn0; ip route add 128.0.0.0/1 dev vpn0");
-    assert_eq!(line.look(), Facts { vpn: Some(true), ..Facts::default() });
+    assert_eq!(line.look(), Facts { vpn: Some(true), ..home });
     sh("ip route del 0.0.0.0/1; ip route del 128.0.0.0/1");
     assert_eq!(line.look().vpn, Some(false), "the tunnel is there, and not used");
 
