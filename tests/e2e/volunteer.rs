@@ -223,7 +223,6 @@ async fn leave(lab: &Lab) -> anyhow::Result<()> {
     for (set, opens) in [
         (["leave.only=search,encyclopedias", "leave.block_list=none"], [true, true, false, false]),
         (["leave.only=none", &by_file], [true, false, true, false]),
-        (["leave.only=encyclopedias", &by_file], [false, false, false, false]),
     ] {
         volunteer.run(&["off"]).await?;
         volunteer.until("phase", "resting", SOON).await?;
