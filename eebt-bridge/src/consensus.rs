@@ -67,8 +67,9 @@ impl Consensus {
             match tokio::time::timeout(LOOK, events.next()).await {
                 Ok(Some(_)) => self.refresh(),
                 Ok(None) => return,
-                Err(_) => self.look(),
+                Err(_) => {}
             }
+            self.look();
         }
     }
 
