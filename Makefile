@@ -8,6 +8,8 @@
 # make demo-volunteer   a home lends its idle address, from consent to the end, in a virtual display
 # make deb    Debian packages of the client and of the volunteer's app, in target/debian
 # make appimage RUNTIME=FILE   an AppImage of the volunteer's app, in target/appimage; the file is the AppImage project's type2-runtime
+# make windows   eebt-client.exe and hebtor-volunteer.exe, by MinGW; what was tried of them: hebtor-volunteer/README.md
+# make check-elsewhere   do the same two compile for Windows and for macOS?
 # make demo-auto    a browser loads a page of which one part is refused to Tor, with nothing chosen
 
 CARGO ?= cargo
@@ -15,7 +17,7 @@ PROFILE := --release
 # Programs that only tests need.
 TEST_NEEDS := firefox-esr chromium certutil torsocks wget sshd ssh nc.openbsd dpkg-shlibdeps systemd-analyze nft ip moto prism Xvfb xdotool dbus-daemon dbusmock mksquashfs
 
-.PHONY: build setup demo demo-onion demo-auto demo-cloud demo-ctor demo-volunteer deb appimage test test-chutney has-chutney e2e bench lint fmt clean
+.PHONY: build setup demo demo-onion demo-auto demo-cloud demo-ctor demo-volunteer deb appimage windows check-elsewhere test test-chutney has-chutney e2e bench lint fmt clean
 
 build: setup
 	$(CARGO) build $(PROFILE) --workspace --bins
@@ -54,6 +56,13 @@ deb: build
 appimage: build
 	@./deploy/setup mksquashfs
 	@./deploy/appimage "$(RUNTIME)"
+
+windows: setup
+	@./deploy/setup x86_64-w64-mingw32-gcc
+	$(CARGO) build $(PROFILE) --target x86_64-pc-windows-gnu -p eebt-client -p hebtor-volunteer --bins
+
+check-elsewhere: setup
+	@./deploy/check-elsewhere
 
 # Always the whole workspace, so that every command sees the same features and nothing is built twice.
 test: build

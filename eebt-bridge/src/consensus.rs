@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use eebt_proto::Surroundings;
 use eebt_proto::limits::MAX_ECHOES;
@@ -13,6 +13,8 @@ use ipnet::IpNet;
 use tor_linkspec::HasAddrs as _;
 use tor_llcrypto::pk::ed25519::Ed25519Identity;
 use tor_netdir::{NetDirProvider, Timeliness};
+
+use crate::limits::{Rate, TokenBucket};
 
 /// The current consensus, kept current by [`Consensus::follow`].
 pub struct Consensus {
@@ -26,9 +28,24 @@ pub struct Consensus {
     own: RwLock<HashSet<IpAddr>>,
     /// Of each directory, by its number: the address that it saw us leave from.
     seen: RwLock<HashMap<usize, IpAddr>>,
-    /// Of each directory, by its number: where its tests go to.
-    echoes: RwLock<HashMap<usize, Vec<SocketAddr>>>,
+    /// Of each directory, by its number.
+    tests: Mutex<HashMap<usize, Tests>>,
 }
+
+/// Where a directory's tests go to, and how many more may.
+struct Tests {
+    echoes: Vec<SocketAddr>,
+    visits: TokenBucket,
+}
+
+impl Tests {
+    fn take(&mut self, addr: SocketAddr, now: Instant) -> bool {
+        self.echoes.contains(&addr) && self.visits.take(now)
+    }
+}
+
+/// How often a directory may test. Its echoes lie where it says, and whoever may send people to its exit bridges could send them there.
+const VISITS: Rate = Rate { per_second: 1.0 / 30.0, burst: 16.0 };
 
 /// How often the machine's own addresses are looked up: it may have come to another network.
 const LOOK: Duration = Duration::from_secs(30);
@@ -51,8 +68,8 @@ impl Consensus {
         allow_ingress: Vec<IpNet>,
         advertised: Vec<IpAddr>,
     ) -> Self {
-        let (view, own, seen, echoes) = Default::default();
-        let consensus = Self { provider, view, allow_ingress, advertised, own, seen, echoes };
+        let (view, own, seen, tests) = Default::default();
+        let consensus = Self { provider, view, allow_ingress, advertised, own, seen, tests };
         consensus.refresh();
         consensus.look();
         consensus
@@ -119,7 +136,9 @@ impl Consensus {
     pub fn set_echoes(&self, directory: usize, echoes: Vec<SocketAddr>) {
         let plain = |echo: SocketAddr| SocketAddr::new(echo.ip().to_canonical(), echo.port());
         let echoes = echoes.into_iter().take(MAX_ECHOES).map(plain).collect();
-        self.echoes.write().unwrap_or_else(PoisonError::into_inner).insert(directory, echoes);
+        let mut all = self.tests.lock().unwrap_or_else(PoisonError::into_inner);
+        let none = || Tests { echoes: Vec::new(), visits: TokenBucket::new(VISITS, Instant::now()) };
+        all.entry(directory).or_insert_with(none).echoes = echoes;
     }
 
     /// Number of OR ports known.
@@ -139,9 +158,10 @@ impl Surroundings for Consensus {
         self.view().or_ports.contains(&addr)
     }
 
-    fn is_echo(&self, addr: SocketAddr) -> bool {
-        let echoes = self.echoes.read().unwrap_or_else(PoisonError::into_inner);
-        echoes.values().flatten().any(|echo| *echo == addr)
+    fn may_be_test(&self, addr: SocketAddr) -> bool {
+        let mut all = self.tests.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        all.values_mut().any(|tests| tests.take(addr, now))
     }
 }
 
@@ -158,21 +178,14 @@ fn is_same_site(own: IpAddr, ip: IpAddr) -> bool {
 
 /// Addresses of this machine's interfaces.
 pub fn own_addresses() -> HashSet<IpAddr> {
-    let interfaces = match nix::ifaddrs::getifaddrs() {
-        Ok(interfaces) => interfaces,
+    match if_addrs::get_if_addrs() {
+        Ok(interfaces) => interfaces.iter().map(if_addrs::Interface::ip).collect(),
         Err(error) => {
             // Private ranges stay closed all the same; public ones of ours come from `advertised`.
             tracing::warn!(%error, "cannot list this machine's addresses");
-            return HashSet::new();
+            HashSet::new()
         }
-    };
-    interfaces
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
-        })
-        .collect()
+    }
 }
 
 #[cfg(test)]
@@ -187,6 +200,19 @@ mod tests {
         assert!(!same("2606:4700:1:2ff::5", "2606:4700:1:3ff::1"));
         assert!(!same("1.1.1.1", "1.1.1.2") && same("1.1.1.1", "1.1.1.1"));
         assert!(!same("::1", "::2"), "what is special anyway stands for itself");
+    }
+
+    #[test]
+    fn a_directory_can_send_few_to_its_echoes() {
+        let now = Instant::now();
+        let echo = SocketAddr::from(([5, 5, 5, 5], 80));
+        let mut tests = Tests { echoes: vec![echo], visits: TokenBucket::new(VISITS, now) };
+        assert!(!tests.take(SocketAddr::from(([5, 5, 5, 5], 443)), now));
+        assert_eq!((0..100).filter(|_| tests.take(echo, now)).count(), 16);
+        assert!(
+            !tests.take(echo, now + Duration::from_secs(29))
+                && tests.take(echo, now + Duration::from_secs(31))
+        );
     }
 
     #[test]

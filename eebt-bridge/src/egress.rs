@@ -6,7 +6,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use eebt_proto::{ExitPolicy, Host, Refusal, Surroundings, Target};
@@ -18,7 +18,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::limits::{Limits, Throttle, TokenBucket, Way};
+use crate::limits::{Limits, Throttle, TokenBucket, TotalLimits, Way};
 use crate::resolve::{ResolveError, Resolver};
 use crate::status::{Outcome, Status};
 
@@ -38,6 +38,7 @@ pub struct Egress {
     resolver: Resolver,
     source: Option<IpAddr>,
     limits: Limits,
+    total_limits: Mutex<TotalLimits>,
     open: Arc<Semaphore>,
     connects: Semaphore,
     throttle: Arc<Throttle>,
@@ -116,6 +117,7 @@ impl Egress {
             open: Arc::new(Semaphore::new(limits.streams as usize)),
             connects: Semaphore::new(limits.connects as usize),
             throttle,
+            total_limits: Mutex::new(TotalLimits::new(&limits, Instant::now())),
             limits,
             draining: AtomicBool::new(false),
             status,
@@ -125,6 +127,11 @@ impl Egress {
     /// The bounds.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// What all circuits have used up.
+    pub(crate) fn total_limits(&self) -> MutexGuard<'_, TotalLimits> {
+        self.total_limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The counters.

@@ -271,6 +271,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     #[test]
     fn key_files_are_for_the_owner_only() {
         use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};

@@ -28,6 +28,10 @@ pub struct Limits {
     pub streams: u32,
     /// Connects to targets going on at once.
     pub connects: u32,
+    /// Targets of all circuits that theirs did not ask for lately: steady rate a second, and burst. Whoever asked for few is let out all the same.
+    pub total_new_targets: Rate,
+    /// Connects that failed on all circuits, likewise: what a scan from many circuits runs into.
+    pub total_failed_connects: Rate,
     /// Bytes of all circuits, both ways: steady rate a second, and burst.
     pub total_bytes: Rate,
     /// Channels open at once.
@@ -61,6 +65,8 @@ impl Default for Limits {
             bytes: Rate { per_second: 25e6, burst: 250e6 },
             streams: 8192,
             connects: 512,
+            total_new_targets: Rate { per_second: 200.0, burst: 10_000.0 },
+            total_failed_connects: Rate { per_second: 20.0, burst: 1000.0 },
             total_bytes: Rate { per_second: 125e6, burst: 1250e6 },
             channels: 4096,
             rendezvous_circuits: 1024,
@@ -93,6 +99,8 @@ impl Limits {
             ("limits.handshakes", self.handshakes > 0),
             ("limits.handshakes_per_address", self.handshakes_per_address > 0),
             ("limits.connects", self.connects > 0),
+            ("limits.total_new_targets", rate_ok(&self.total_new_targets)),
+            ("limits.total_failed_connects", rate_ok(&self.total_failed_connects)),
             ("limits.total_bytes", rate_ok(&self.total_bytes) && self.total_bytes.burst >= 65536.0),
             ("limits.handshake_timeout", !self.handshake_timeout.is_zero()),
             ("limits.connect_timeout", !self.connect_timeout.is_zero()),
@@ -167,6 +175,12 @@ impl TokenBucket {
         self.refill(now);
         self.tokens >= 1.0
     }
+
+    /// Is at least this part of the burst there?
+    fn has_part(&mut self, part: f64, now: Instant) -> bool {
+        self.refill(now);
+        self.tokens >= part * self.rate.burst
+    }
 }
 
 /// How fast all streams together may be; each way can be changed while they are open.
@@ -221,15 +235,35 @@ pub enum OverLimit {
     /// New streams a second on this circuit.
     #[error("too many new streams on this circuit")]
     NewStreams,
-    /// Distinct targets on this circuit.
-    #[error("too many distinct targets on this circuit")]
+    /// Distinct targets on this circuit, or of it and all others.
+    #[error("too many distinct targets")]
     Targets,
-    /// Failed connects on this circuit.
-    #[error("too many failed connects on this circuit")]
+    /// Failed connects, likewise.
+    #[error("too many failed connects")]
     FailedConnects,
     /// Streams open at once on the exit bridge.
     #[error("too many open streams in all")]
     Total,
+}
+
+/// A circuit that still has this part of its own bursts is not held to what all circuits use up: who abuses the exit bridge shall
+/// not take it from everybody else.
+const MODEST: f64 = 0.8;
+
+/// What all circuits have used up.
+pub struct TotalLimits {
+    new_targets: TokenBucket,
+    failed_connects: TokenBucket,
+}
+
+impl TotalLimits {
+    /// Nothing so far.
+    pub fn new(limits: &Limits, now: Instant) -> Self {
+        Self {
+            new_targets: TokenBucket::new(limits.total_new_targets, now),
+            failed_connects: TokenBucket::new(limits.total_failed_connects, now),
+        }
+    }
 }
 
 /// What one circuit has used up.
@@ -259,22 +293,25 @@ impl CircuitLimits {
         }
     }
 
-    /// May this circuit have one more stream? Asked for every BEGIN and RESOLVE.
+    /// May this circuit have one more stream? Asked for every BEGIN and RESOLVE. `total` is what all circuits use up.
     ///
     /// # Errors
     /// The bound that was hit.
-    pub fn admit(&mut self, target: &Target, now: Instant) -> Result<(), OverLimit> {
+    pub fn admit(&mut self, target: &Target, total: &mut TotalLimits, now: Instant) -> Result<(), OverLimit> {
         if !self.new_streams.take(now) {
             return Err(OverLimit::NewStreams);
         }
-        if !self.failed_connects.has_token(now) {
+        let modest = self.failed_connects.has_part(MODEST, now);
+        if !self.failed_connects.has_token(now) || !modest && !total.failed_connects.has_token(now) {
             return Err(OverLimit::FailedConnects);
         }
         let hash = self.keyed.hash_one(target);
         if !self.targets.contains(&hash) {
-            if !self.new_targets.take(now) {
+            let modest = self.new_targets.has_part(MODEST, now);
+            if !self.new_targets.has_token(now) || !total.new_targets.take(now) && !modest {
                 return Err(OverLimit::Targets);
             }
+            self.new_targets.take(now);
             if self.targets.len() >= self.burst {
                 self.targets.clear();
             }
@@ -284,8 +321,9 @@ impl CircuitLimits {
     }
 
     /// A connect of this circuit failed.
-    pub fn note_failed_connect(&mut self, now: Instant) {
+    pub fn note_failed_connect(&mut self, total: &mut TotalLimits, now: Instant) {
         self.failed_connects.take(now);
+        total.failed_connects.take(now);
     }
 }
 
@@ -337,32 +375,68 @@ mod tests {
     fn a_port_scan_runs_into_distinct_targets() {
         let now = Instant::now();
         let limits = Limits { new_targets: Rate { per_second: 1.0, burst: 10.0 }, ..Limits::default() };
-        let mut circuit = CircuitLimits::new(&limits, now);
-        let admitted = (0..50).filter(|i| circuit.admit(&target(*i), now).is_ok()).count();
+        let (mut circuit, mut total) = (CircuitLimits::new(&limits, now), TotalLimits::new(&limits, now));
+        let admitted = (0..50).filter(|i| circuit.admit(&target(*i), &mut total, now).is_ok()).count();
         assert_eq!(admitted, 10);
-        assert_eq!(circuit.admit(&target(0), now), Ok(()), "a target of before costs nothing");
-        assert_eq!(circuit.admit(&target(99), now), Err(OverLimit::Targets));
+        assert_eq!(circuit.admit(&target(0), &mut total, now), Ok(()), "a target of before costs nothing");
+        assert_eq!(circuit.admit(&target(99), &mut total, now), Err(OverLimit::Targets));
     }
 
     #[test]
     fn failed_connects_close_the_circuit_for_a_while() {
         let now = Instant::now();
         let limits = Limits { failed_connects: Rate { per_second: 1.0, burst: 3.0 }, ..Limits::default() };
-        let mut circuit = CircuitLimits::new(&limits, now);
+        let (mut circuit, mut total) = (CircuitLimits::new(&limits, now), TotalLimits::new(&limits, now));
         for _ in 0..3 {
-            assert_eq!(circuit.admit(&target(0), now), Ok(()));
-            circuit.note_failed_connect(now);
+            assert_eq!(circuit.admit(&target(0), &mut total, now), Ok(()));
+            circuit.note_failed_connect(&mut total, now);
         }
-        assert_eq!(circuit.admit(&target(0), now), Err(OverLimit::FailedConnects));
-        assert_eq!(circuit.admit(&target(0), now + Duration::from_secs(1)), Ok(()));
+        assert_eq!(circuit.admit(&target(0), &mut total, now), Err(OverLimit::FailedConnects));
+        assert_eq!(circuit.admit(&target(0), &mut total, now + Duration::from_secs(1)), Ok(()));
     }
 
     #[test]
     fn new_streams_are_bounded() {
         let now = Instant::now();
-        let mut circuit = CircuitLimits::new(&Limits::default(), now);
-        let admitted = (0..1000).filter(|_| circuit.admit(&target(0), now).is_ok()).count();
+        let limits = Limits::default();
+        let (mut circuit, mut total) = (CircuitLimits::new(&limits, now), TotalLimits::new(&limits, now));
+        let admitted = (0..1000).filter(|_| circuit.admit(&target(0), &mut total, now).is_ok()).count();
         assert_eq!(admitted, 250);
-        assert_eq!(circuit.admit(&target(0), now), Err(OverLimit::NewStreams));
+        assert_eq!(circuit.admit(&target(0), &mut total, now), Err(OverLimit::NewStreams));
+    }
+
+    #[test]
+    fn a_scan_from_many_circuits_runs_into_the_total_and_takes_it_from_nobody_else() {
+        let now = Instant::now();
+        let few = |burst| Rate { per_second: 0.001, burst };
+        let limits = Limits {
+            new_targets: few(10.0),
+            total_new_targets: few(30.0),
+            failed_connects: few(10.0),
+            total_failed_connects: few(15.0),
+            ..Limits::default()
+        };
+        // Each circuit has 3 free: then less than 8 of 10 are left.
+        let mut total = TotalLimits::new(&limits, now);
+        let mut scan = |fails: bool| {
+            let mut circuit = CircuitLimits::new(&limits, now);
+            let admitted = (0..50).filter(|i| {
+                let admitted = circuit.admit(&target(*i), &mut total, now).is_ok();
+                if admitted && fails {
+                    circuit.note_failed_connect(&mut total, now);
+                }
+                admitted
+            });
+            admitted.count()
+        };
+        assert_eq!([scan(true), scan(true), scan(true)], [10, 5, 3]);
+        assert_eq!(
+            [scan(false), scan(false)],
+            [10, 3],
+            "2 of 30 targets were left, and one that is modest takes 3"
+        );
+        // One that asked for little goes on.
+        let mut modest = CircuitLimits::new(&limits, now);
+        assert_eq!(modest.admit(&target(1), &mut total, now), Ok(()));
     }
 }

@@ -150,7 +150,6 @@ fn check(pattern: &str) -> Result<(), ChoiceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn the_nearest_choice_wins() {
@@ -206,7 +205,11 @@ mod tests {
         let file = dir.path().join("choices.json");
         let open = || Choices::open(Some(file.clone()));
         open().choose("example.com", Route::ExitBridge).unwrap();
-        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        }
         assert_eq!(open().get("example.com"), Some(Route::ExitBridge));
         open().forget_all().unwrap();
         assert!(!file.exists() && open().all().is_empty());

@@ -15,7 +15,10 @@ use crate::{ENTRANCE, private_file};
 /// The file's name in the state folder.
 const FILE: &str = "page.url";
 
-/// Beside it, the file that leads a browser there.
+/// Beside it, the file that is locked as long as the program runs; one that is locked can't be read on Windows.
+const LOCK_FILE: &str = "page.lock";
+
+/// And the file that leads a browser there.
 const ENTRANCE_FILE: &str = "page.html";
 
 /// Longest address that is read, in bytes.
@@ -92,10 +95,10 @@ impl Place {
         let path = state_dir.join(FILE);
         let url = format!("{}\n", self.url());
         private_file::write(&path, url.as_bytes())?;
-        // Whoever reads it sees by the lock that somebody is there.
-        let file = File::open(&path)?;
-        file.lock()?;
-        Ok(Kept { path, url, _locked: file })
+        // Whoever reads it sees by the lock that somebody is there. Another one may be starting as we end.
+        let lock = File::create(path.with_file_name(LOCK_FILE))?;
+        lock.lock_shared()?;
+        Ok(Kept { path, url, _locked: lock })
     }
 }
 
@@ -139,11 +142,12 @@ pub fn find(state_dir: &Path, program: &'static str) -> Result<String, PlaceErro
     let path = state_dir.join(FILE);
     let not_running = || PlaceError::NotRunning { program, dir: state_dir.into() };
     let read = |source| PlaceError::Read { path: path.clone(), source };
-    let file = match File::open(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(not_running()),
-        file => file.map_err(read)?,
+    let opened = |path: &Path| match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(not_running()),
+        file => file.map_err(read),
     };
-    match file.try_lock_shared() {
+    let file = opened(&path)?;
+    match opened(&path.with_file_name(LOCK_FILE))?.try_lock() {
         Err(TryLockError::WouldBlock) => {}
         // It was left there by one that was killed.
         Ok(()) => return Err(not_running()),
@@ -157,7 +161,6 @@ pub fn find(state_dir: &Path, program: &'static str) -> Result<String, PlaceErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     fn place() -> Place {
         Place::new(([127, 0, 0, 1], 9152).into())
@@ -181,7 +184,11 @@ mod tests {
         let place = place();
         let kept = place.keep(dir.path()).unwrap();
         let file = dir.path().join(FILE);
-        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        }
         assert_eq!(find(dir.path(), "it").unwrap(), place.url());
         drop(kept);
         assert!(!file.exists());

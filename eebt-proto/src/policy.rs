@@ -26,8 +26,9 @@ pub trait Surroundings {
     fn is_own(&self, ip: IpAddr) -> bool;
     /// Is this an OR port of a relay in the current consensus? A stream to one would re-enter Tor.
     fn is_relay(&self, addr: SocketAddr) -> bool;
-    /// Does an exit-bridge directory test exit bridges by visits to this address?
-    fn is_echo(&self, _addr: SocketAddr) -> bool {
+    /// Does an exit-bridge directory test exit bridges by visits to this address, and may one more go there now, wherever the owner lets
+    /// people go? To be asked for each such visit.
+    fn may_be_test(&self, _addr: SocketAddr) -> bool {
         false
     }
 }
@@ -67,10 +68,10 @@ impl ExitPolicy {
         around: &(impl Surroundings + ?Sized),
     ) -> Result<(), Refusal> {
         self.check_port(target.port)?;
-        match target.host {
-            Host::Ip(ip) if around.is_echo(SocketAddr::new(ip.to_canonical(), target.port)) => Ok(()),
-            _ => self.check_host(&target.host),
-        }
+        self.check_host(&target.host).or_else(|refusal| match target.host {
+            Host::Ip(ip) if around.may_be_test(SocketAddr::new(ip.to_canonical(), target.port)) => Ok(()),
+            _ => Err(refusal),
+        })
     }
 
     /// Is `host` open whatever the port and the address?
@@ -124,7 +125,7 @@ mod tests {
         fn is_relay(&self, addr: SocketAddr) -> bool {
             addr == SocketAddr::from(([9, 9, 9, 9], 443))
         }
-        fn is_echo(&self, addr: SocketAddr) -> bool {
+        fn may_be_test(&self, addr: SocketAddr) -> bool {
             addr == SocketAddr::from(([5, 5, 5, 5], 80))
         }
     }

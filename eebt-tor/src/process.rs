@@ -6,15 +6,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ConfigError;
 
-/// SIGTERM or Ctrl-C cancels `shutdown`: stop taking what is new, and drain. A second one ends the
+/// SIGTERM or Ctrl-C (on Windows: Ctrl-C, or the console is closed) cancels `shutdown`: stop taking what is new, and drain. A second one ends the
 /// program at once. Call it on the runtime.
 ///
 /// # Errors
 /// The system's.
 pub fn stop_on_signal(shutdown: CancellationToken) -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    #[cfg(unix)]
+    let (mut terminate, mut interrupt) = {
+        use tokio::signal::unix::{SignalKind, signal};
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+    };
+    #[cfg(windows)]
+    let (mut terminate, mut interrupt) =
+        (tokio::signal::windows::ctrl_close()?, tokio::signal::windows::ctrl_c()?);
     tokio::spawn(async move {
         let mut next = async || tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} };
         next().await;
@@ -26,8 +31,14 @@ pub fn stop_on_signal(shutdown: CancellationToken) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Each stream takes a file descriptor, and the usual soft limit of 1024 is for programs of old.
+/// Each stream takes a file descriptor, and the usual soft limit of 1024 is for programs of old. Windows has no such limit.
 pub fn raise_file_limit() {
+    #[cfg(unix)]
+    raise_soft_limit();
+}
+
+#[cfg(unix)]
+fn raise_soft_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));

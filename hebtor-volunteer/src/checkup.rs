@@ -2,14 +2,12 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use eebt_page::private_file;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::health::{Answer, Question, is_listed};
@@ -159,10 +157,7 @@ impl Drop for Checkups {
 
 /// Asks, in a process of its own.
 async fn check(question: &Question) -> Option<Vec<Answer>> {
-    let program = machine::itself().ok()?;
-    let mut command = Command::new(program);
-    command.arg("check-address").stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn().ok()?;
+    let mut child = machine::worker("check-address").ok()?.spawn().ok()?;
     let mut stdin = child.stdin.take()?;
     stdin.write_all(&serde_json::to_vec(question).ok()?).await.ok()?;
     drop(stdin);

@@ -18,6 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
+use crate::machine;
+
 /// How long one question may take, and the way into Tor.
 const ASK: Duration = Duration::from_secs(30);
 const BOOTSTRAP: Duration = Duration::from_secs(120);
@@ -141,7 +143,7 @@ pub fn is_listed(answers: &[Answer]) -> bool {
 
 /// The process: a question on standard input, the answers on standard output.
 pub fn run() -> ExitCode {
-    let _as_fast_as_usual = rustix::process::nice(10);
+    machine::make_room();
     let asked = (|| {
         let question: Question = serde_json::from_reader(std::io::stdin().lock())?;
         let (tokio, runtime) = eebt_tor::create_runtime(1)?;

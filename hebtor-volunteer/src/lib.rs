@@ -23,7 +23,6 @@ pub mod rules;
 pub mod served;
 pub mod settings;
 pub mod sources;
-#[cfg(target_os = "linux")]
 pub mod tray;
 pub mod usage;
 pub mod window;

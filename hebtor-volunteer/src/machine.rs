@@ -1,18 +1,20 @@
-//! What the app leaves on this machine besides its own folder, and how all of it is taken away again: the start at log-in, and
-//! the copy of its identity that the owner may keep.
+//! What the app is and leaves on this machine besides its own folder, and how all of it is taken away again: its processes, the
+//! start at log-in, and the copy of its identity that the owner may keep.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-use auto_launch::{AutoLaunch, AutoLaunchBuilder};
+use auto_launch::{AutoLaunch, AutoLaunchBuilder, MacOSLaunchMode, WindowsEnableMode};
 use data_encoding::BASE64;
 use eebt_bridge::BridgeKeys;
 use eebt_bridge::config::ReachKind;
 use eebt_bridge::keys::KeysError;
+use eebt_page::private_file;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::process::Command;
 
 use crate::receipt::Receipt;
 use crate::served::{Served, ServedError};
@@ -23,13 +25,14 @@ const MAX_KEYS: usize = 64;
 
 /// All that is ever in the state folder.
 const FOLDERS: [&str; 3] = ["keys", "tor", "check"];
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "settings.json",
     "decisions.json",
     "usage.json",
     "served.json",
     "address.json",
     "page.url",
+    "page.lock",
     "page.html",
     "lock",
 ];
@@ -80,9 +83,29 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MachineE
     move |source| MachineError::File { what, path: path.to_owned(), source }
 }
 
-/// This program, for a process of its own. Not by its path: an update may have put another program there.
-pub(crate) fn itself() -> io::Result<PathBuf> {
-    if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() }
+/// This program as a process of its own, for the app: to be told and read by pipes, and to end with us.
+pub(crate) fn worker(command: &str) -> io::Result<Command> {
+    // Not by its path: an update may have put another program there.
+    let program = if cfg!(target_os = "linux") { "/proc/self/exe".into() } else { std::env::current_exe()? };
+    let mut worker = Command::new(program);
+    worker.arg(command).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    #[cfg(windows)]
+    worker.creation_flags(BELOW_NORMAL_PRIORITY_CLASS | CREATE_NO_WINDOW);
+    Ok(worker)
+}
+
+/// Process creation flags of Windows.
+#[cfg(windows)]
+const BELOW_NORMAL_PRIORITY_CLASS: u32 = 0x4000;
+#[cfg(windows)]
+const CREATE_NO_WINDOW: u32 = 0x0800_0000;
+
+/// Lets whatever else runs on this machine come first. Windows was told by who started us.
+pub(crate) fn make_room() {
+    #[cfg(unix)]
+    if let Err(error) = rustix::process::nice(10) {
+        tracing::warn!(%error, "can't make room for other programs");
+    }
 }
 
 /// What starts at log-in; with this configuration file, where it is not the one in the usual place.
@@ -96,6 +119,8 @@ fn autostart(config: Option<&Path>) -> Result<AutoLaunch, MachineError> {
         .set_app_name("hebtor-volunteer")
         .set_app_path(&quoted(&program))
         .set_args(&args)
+        .set_windows_enable_mode(WindowsEnableMode::CurrentUser)
+        .set_macos_launch_mode(MacOSLaunchMode::LaunchAgent)
         .build()
         .map_err(MachineError::Autostart)
 }
@@ -103,8 +128,13 @@ fn autostart(config: Option<&Path>) -> Result<AutoLaunch, MachineError> {
 /// A path as one word of a command line: quoted where it has to be (Desktop Entry Specification, "The Exec key").
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
+    if cfg!(windows) {
+        // No path has a quotation mark there.
+        return format!("\"{text}\"");
+    }
     let plain = |c: char| c.is_alphanumeric() || "/._-+:@,".contains(c);
-    if !cfg!(target_os = "linux") || text.chars().all(plain) {
+    // macOS keeps words apart by itself.
+    if cfg!(target_os = "macos") || text.chars().all(plain) {
         return text;
     }
     let mut word = String::from('"');
@@ -188,8 +218,7 @@ pub fn receipt(state_dir: &Path, first: Timestamp, last: Timestamp) -> Result<Re
 /// # Errors
 /// See [`MachineError`].
 pub fn write_new(to: &Path, bytes: &[u8]) -> Result<(), MachineError> {
-    let mut options = std::fs::OpenOptions::new();
-    let file = options.write(true).create_new(true).mode(0o600).open(to);
+    let file = private_file::create_new(to);
     file.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .map_err(failed("write", to))
 }
@@ -260,8 +289,8 @@ pub fn restore(state_dir: &Path, from: &Path) -> Result<(), MachineError> {
     }
     for (path, bytes) in files {
         let dir = path.parent().unwrap_or(&keys);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("make", dir))?;
-        eebt_page::private_file::write(&path, &bytes).map_err(failed("write", &path))?;
+        private_file::make_folder(dir).map_err(failed("make", dir))?;
+        private_file::write(&path, &bytes).map_err(failed("write", &path))?;
     }
     Ok(())
 }
@@ -269,7 +298,6 @@ pub fn restore(state_dir: &Path, from: &Path) -> Result<(), MachineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn an_identity_comes_back_from_its_copy_and_replaces_none() {
@@ -279,13 +307,18 @@ mod tests {
         std::fs::create_dir_all(one.path().join("keys/hs")).unwrap();
         std::fs::write(one.path().join("keys/hs/id"), b"secret\0").unwrap();
         back_up(one.path(), &copy).unwrap();
-        assert_eq!(std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            assert_eq!(std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+        }
         assert!(back_up(one.path(), &copy).is_err(), "a copy was replaced");
         restore(other.path(), &copy).unwrap();
         assert_eq!(std::fs::read(other.path().join("keys/hs/id")).unwrap(), b"secret\0");
         assert!(matches!(restore(other.path(), &copy), Err(MachineError::HasKeys { .. })));
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_path_is_one_word_of_what_starts_at_log_in() {
         assert_eq!(quoted(Path::new("/usr/bin/hebtor-volunteer")), "/usr/bin/hebtor-volunteer");

@@ -2,7 +2,6 @@
 
 use std::fs::{File, TryLockError};
 use std::io::IsTerminal as _;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,12 +16,12 @@ use hebtor_volunteer::receipt::Receipt;
 use hebtor_volunteer::remote::{self, RemoteError};
 use hebtor_volunteer::settings::{Settings, SettingsError};
 use hebtor_volunteer::sources::fake::FromFile;
-use hebtor_volunteer::sources::{Facts, Source, Watch, of_this_machine};
-use hebtor_volunteer::{App, Config, engine, health, machine, window};
+use hebtor_volunteer::sources::{self, Source, of_this_machine};
+use hebtor_volunteer::tray::{Owner, Tray};
+use hebtor_volunteer::{App, Config, engine, health, machine, tray, window};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How much longer than its drain an app may take to end.
@@ -104,11 +103,11 @@ enum Command {
         /// Up to the end of this day [default: now].
         #[arg(long, value_name = "DATE")]
         until: Option<Date>,
-        /// As a PDF to print. It has no signatures, so keep the other one, too.
+        /// As a PDF to print, with the signed statement attached.
         #[arg(long)]
         pdf: bool,
     },
-    /// Check such a statement, anybody's: who signed what.
+    /// Check such a statement, anybody's, or a PDF of one: who signed what.
     VerifyReceipt {
         /// The file.
         file: PathBuf,
@@ -171,7 +170,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let tokio = tokio.context("cannot start the async runtime")?;
     let send = |form: &str, fields: String| tokio.block_on(remote::send(&state_dir, form, &fields));
     match cli.command {
-        None => return tokio.block_on(serve(config, &state_dir, cli.run)),
+        None if cli.run.headless => return tokio.block_on(serve(config, &state_dir, cli.run, None)),
+        None => {
+            return tray::on_this_thread(|tray| {
+                tokio.block_on(serve(config, &state_dir, cli.run, Some(tray)))
+            });
+        }
         Some(Command::Open { print: true }) => print(&format!("{}\n", page::find(&state_dir)?)),
         Some(Command::Open { print: false }) => open(&state_dir)?,
         Some(Command::Status { json }) => {
@@ -197,7 +201,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let first = from.map_or(Ok(Timestamp::MIN), start)?;
             let last = until.map_or(Ok(Timestamp::MAX), |day| day.tomorrow().and_then(start))?;
             let receipt = machine::receipt(&state_dir, first, last)?;
-            let bytes = if pdf { receipt.verify()?.to_pdf() } else { receipt.to_json().into_bytes() };
+            let bytes = if pdf { receipt.to_pdf()? } else { receipt.to_json().into_bytes() };
             machine::write_new(&file, &bytes)?;
         }
         Some(Command::VerifyReceipt { file }) => {
@@ -266,7 +270,7 @@ fn here_if_not_there(
     }
 }
 
-async fn serve(config: Config, state_dir: &Path, run: Run) -> anyhow::Result<()> {
+async fn serve(config: Config, state_dir: &Path, run: Run, tray: Option<Tray>) -> anyhow::Result<()> {
     make_folder(state_dir)?;
     let Some(_only_one) = only_one(state_dir)? else {
         eprintln!("it runs already");
@@ -285,44 +289,30 @@ async fn serve(config: Config, state_dir: &Path, run: Run) -> anyhow::Result<()>
         Some(path) => vec![Box::new(FromFile::new(path)) as Box<dyn Source>],
         None => of_this_machine(app.carried()),
     };
-    let facts = watch_machine(sources);
+    let seen = sources::watch(sources);
     eprintln!("ready: {}", page::HOW);
     if !run.headless && !run.hidden {
         open(state_dir)?;
     }
-    let tray = tray(!run.headless, &app, state_dir, shutdown.clone());
+    let owner = Owner { app: Arc::clone(&app), state_dir: state_dir.to_owned(), shutdown: shutdown.clone() };
+    let tray = async {
+        match tray {
+            Some(tray) => tray.run(owner).await,
+            None => std::future::pending().await,
+        }
+    };
     let serving = page.run(Arc::clone(&app), shutdown.clone());
     tokio::select! {
-        () = app.run(facts, shutdown) => {}
+        () = app.run(seen, shutdown) => {}
         () = serving => {}
         () = tray => {}
     }
     Ok(())
 }
 
-/// Looks at the machine, on a thread of its own, for the sources wait.
-fn watch_machine(sources: Vec<Box<dyn Source>>) -> watch::Receiver<Facts> {
-    let (sender, facts) = watch::channel(Facts::default());
-    std::thread::spawn(move || {
-        let (mut watch, mut first) = (Watch::new(sources), true);
-        while !sender.is_closed() {
-            let known = watch.look(Instant::now());
-            // The first look is news, whatever it shows.
-            sender.send_if_modified(|before| {
-                let new = std::mem::take(&mut first) || *before != known;
-                *before = known;
-                new
-            });
-            let Some(due) = watch.due() else { return };
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        }
-    });
-    facts
-}
-
 /// Makes the state folder, for its owner alone.
 fn make_folder(state_dir: &Path) -> anyhow::Result<()> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
+    let made = eebt_page::private_file::make_folder(state_dir);
     made.with_context(|| format!("cannot make {}", state_dir.display()))
 }
 
@@ -369,15 +359,6 @@ fn asked(state_dir: &Path) -> anyhow::Result<bool> {
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(answer.trim().eq_ignore_ascii_case("y"))
-}
-
-/// The icon in the tray. Never returns.
-async fn tray(wanted: bool, app: &Arc<App>, state_dir: &Path, shutdown: CancellationToken) {
-    #[cfg(target_os = "linux")]
-    if wanted {
-        hebtor_volunteer::tray::run(Arc::clone(app), state_dir.to_owned(), shutdown).await;
-    }
-    std::future::pending().await
 }
 
 /// Opens the page in a window.

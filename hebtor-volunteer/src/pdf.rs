@@ -1,4 +1,4 @@
-//! Lines of text as a PDF to print: A4, in the Helvetica that every reader has.
+//! Lines of text as a PDF to print: A4, in the Helvetica that every reader has; with a file attached.
 
 use pdf_writer::{Content, Name, Pdf, Rect, Ref, Str, TextStr};
 
@@ -23,8 +23,8 @@ const PLAIN: Name<'static> = Name(b"F1");
 const BOLD: Name<'static> = Name(b"F2");
 
 /// The first line is the title. Lines that are too long go on below, as far in as they begin. What is not ASCII
-/// becomes a question mark.
-pub fn write(lines: &[String]) -> Vec<u8> {
+/// becomes a question mark. The attached file, of this name, is in the PDF as it is.
+pub fn write(lines: &[String], (name, file): (&str, &[u8])) -> Vec<u8> {
     let lines: Vec<String> = lines.iter().flat_map(|line| wrapped(line)).collect();
     let pages: Vec<&[String]> = lines.chunks(ROWS).collect();
     let mut last = 0;
@@ -33,10 +33,19 @@ pub fn write(lines: &[String]) -> Vec<u8> {
         Ref::new(last)
     };
     let (catalog, tree, info, plain, bold) = (next(), next(), next(), next(), next());
+    let (attachment, bytes) = (next(), next());
     let ids: Vec<(Ref, Ref)> = pages.iter().map(|_| (next(), next())).collect();
 
     let mut pdf = Pdf::new();
-    pdf.catalog(catalog).pages(tree);
+    let mut root = pdf.catalog(catalog);
+    root.pages(tree);
+    root.names().embedded_files().names().insert(Str(name.as_bytes()), attachment);
+    drop(root);
+    pdf.file_spec(attachment)
+        .path(Str(name.as_bytes()))
+        .unic_file(TextStr(name))
+        .embedded_file_with_unicode(bytes);
+    pdf.embedded_file(bytes, file);
     pdf.document_info(info).title(TextStr(lines.first().map_or("", String::as_str)));
     let count = i32::try_from(pages.len()).unwrap_or(i32::MAX);
     pdf.pages(tree).kids(ids.iter().map(|(page, _)| *page)).count(count);
@@ -101,11 +110,12 @@ mod tests {
     #[test]
     fn all_lines_are_there_on_as_many_pages_as_it_takes() {
         let lines: Vec<String> = (0..120).map(|n| format!("line number {n}")).collect();
-        let pdf = write(&lines);
+        let pdf = write(&lines, ("a.json", b"{}\n"));
         assert!(pdf.starts_with(b"%PDF-1.7") && pdf.ends_with(b"%%EOF"));
         assert!(lines.iter().all(|line| holds(&pdf, &format!("({line})"))));
         assert!(holds(&pdf, "/Count 3") && holds(&pdf, "(page 3 of 3)"));
-        assert!(!holds(&write(&["one".into()]), "page 2"));
+        assert!(holds(&pdf, "\nstream\n{}\n\nendstream") && holds(&pdf, "/F (a.json)"));
+        assert!(!holds(&write(&["one".into()], ("a", b"")), "page 2"));
     }
 
     #[test]
@@ -120,6 +130,6 @@ mod tests {
         assert_eq!(wrapped("a\u{e4}\n"), ["a??"]);
         let word = "x".repeat(200);
         assert_eq!(wrapped(&word), std::slice::from_ref(&word));
-        assert!(holds(&write(&["a) (b \\".into()]), "(a\\) \\(b \\\\)"));
+        assert!(holds(&write(&["a) (b \\".into()], ("a", b"")), "(a\\) \\(b \\\\)"));
     }
 }

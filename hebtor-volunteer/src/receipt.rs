@@ -32,6 +32,18 @@ const SHORT: SignedDuration = SignedDuration::from_secs(1);
 /// A receipt that nobody has checked.
 pub struct Receipt(SignedDocument);
 
+/// Its name where it is attached to a PDF.
+const ATTACHED: &str = "receipt.json";
+
+/// Of a PDF that some other program wrote.
+const NOT_ATTACHED: &str =
+    "this PDF has none as it was written here; save the file that is attached to it, and check that";
+
+/// The receipt in a PDF that we wrote: a line of its own, as it is. Whatever else is taken for it has no signature.
+fn attached(pdf: &[u8]) -> Option<&[u8]> {
+    pdf.split(|byte| *byte == b'\n').find(|line| line.starts_with(b"{\"document\":"))
+}
+
 /// What documents of all versions have.
 #[derive(Deserialize)]
 struct VersionText {
@@ -142,7 +154,7 @@ impl Receipt {
         Self(SignedDocument { document: BASE64_NOPAD.encode(&document), signature })
     }
 
-    /// Reads a file. Nothing in it is to be believed yet.
+    /// Reads a file, or a PDF that it is attached to. Nothing in it is to be believed yet.
     ///
     /// # Errors
     /// [`ReceiptError::TooLong`], [`ReceiptError::Malformed`].
@@ -150,7 +162,19 @@ impl Receipt {
         if file.len() > MAX_LEN {
             return Err(ReceiptError::TooLong);
         }
+        let file = match file.starts_with(b"%PDF") {
+            true => attached(file).ok_or_else(|| ReceiptError::Malformed(NOT_ATTACHED.into()))?,
+            false => file,
+        };
         from_json(file).map(Self).map_err(|error| ReceiptError::Malformed(error.to_string()))
+    }
+
+    /// The same to print, once it is checked: a PDF, A4, that the file is attached to.
+    ///
+    /// # Errors
+    /// See [`Receipt::verify`].
+    pub fn to_pdf(&self) -> Result<Vec<u8>, ReceiptError> {
+        Ok(pdf::write(&self.verify()?.lines(), (ATTACHED, self.to_json().as_bytes())))
     }
 
     /// The file: one line of JSON.
@@ -275,16 +299,11 @@ impl Verified {
              with the key in its own onion address. Whether it is to be believed, the reader has to know."
                 .to_owned(),
             String::new(),
-            "This text proves nothing by itself. The file that it was made from does: `hebtor-volunteer \
-             verify-receipt FILE` checks it. Who has the onion address of the exit bridge can use it while it serves."
+            "This text proves nothing by itself. The file that it was made from does, which is attached to a PDF of it: \
+             `hebtor-volunteer verify-receipt FILE` checks either. Who has the onion address of the exit bridge can use it while it serves."
                 .to_owned(),
         ]);
         lines
-    }
-
-    /// The same to print: a PDF, A4.
-    pub fn to_pdf(&self) -> Vec<u8> {
-        pdf::write(&self.lines())
     }
 }
 
@@ -402,12 +421,15 @@ mod tests {
     #[test]
     fn it_can_be_printed() {
         let many = (0..60).map(|n| interval(&format!("10:{n:02}:00"), &format!("10:{n:02}:30"), Vec::new()));
-        let pdf = signed(many.collect()).verify().unwrap().to_pdf();
+        let receipt = signed(many.collect());
+        let pdf = receipt.to_pdf().unwrap();
         let holds = |text: &str| pdf.windows(text.len()).any(|at| at == text.as_bytes());
         assert!(
             holds("(Receipt of an exit bridge)") && holds("(60. 2026-12-01 10:59:00 to 2026-12-01 10:59:30)")
         );
         assert!(holds(&format!("(Exit bridge: {})", onion(1))) && holds("page 4 of 4"));
+        assert_eq!(Receipt::parse(&pdf).unwrap().verify(), receipt.verify(), "and checked");
+        assert!(matches!(Receipt::parse(b"%PDF-1.7\nnothing"), Err(ReceiptError::Malformed(_))));
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub enum Reason {
     Cap(Cap),
     /// What it carries can't be written down, so that caps would not hold after a crash.
     Unwritten,
+    /// Nobody can look at the machine: whoever does it hangs.
+    Blind,
     /// Not at this hour.
     Hours,
     /// On battery.
@@ -69,6 +71,7 @@ impl Reason {
             Self::NoConsent
                 | Self::Off
                 | Self::Paused(_)
+                | Self::Blind
                 | Self::OtherLine
                 | Self::Battery
                 | Self::CaptivePortal
@@ -88,6 +91,7 @@ impl fmt::Display for Reason {
             Self::Cap(Cap::Day) => "it has carried as much as you allow for a day",
             Self::Cap(Cap::Month) => "it has carried as much as you allow for a month",
             Self::Unwritten => "it can't write down what it carries; is the disk full?",
+            Self::Blind => "it can't look at this computer any more; end it and start it again",
             Self::Hours => "you chose other hours",
             Self::Battery => "on battery",
             Self::OtherLine => "this is another line than the one you agreed for",
@@ -121,6 +125,8 @@ pub struct Standing {
     pub listed: bool,
     /// What it carries can't be written down.
     pub unwritten: bool,
+    /// Nobody can look at the machine.
+    pub blind: bool,
 }
 
 /// Decides, and remembers when the line was last busy.
@@ -149,6 +155,7 @@ impl Governor {
             Switch::Paused(until) if at < until => Some(Reason::Paused(until)),
             _ if standing.listed => Some(Reason::Listed),
             _ if standing.unwritten => Some(Reason::Unwritten),
+            _ if standing.blind => Some(Reason::Blind),
             _ => standing.cap.map(Reason::Cap),
         };
         let busy = self.is_line_busy(rules.other_traffic_kbs, facts, at);

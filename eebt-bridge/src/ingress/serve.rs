@@ -1,7 +1,7 @@
 //! One stream, from its request to its end: the same for every ingress.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use eebt_proto::{Host, Target, TargetError};
@@ -47,12 +47,16 @@ impl Circuit {
     fn admit(&self, egress: &Egress, target: &Target) -> Result<[OwnedSemaphorePermit; 2], OverLimit> {
         let one = Arc::clone(&self.open).try_acquire_owned().map_err(|_| OverLimit::Streams)?;
         let all = egress.open_streams().try_acquire_owned().map_err(|_| OverLimit::Total)?;
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner).admit(target, Instant::now())?;
+        self.limits().admit(target, &mut egress.total_limits(), Instant::now())?;
         Ok([one, all])
     }
 
-    fn note_failed_connect(&self) {
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner).note_failed_connect(Instant::now());
+    fn note_failed_connect(&self, egress: &Egress) {
+        self.limits().note_failed_connect(&mut egress.total_limits(), Instant::now());
+    }
+
+    fn limits(&self) -> MutexGuard<'_, CircuitLimits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -212,7 +216,7 @@ async fn admit_and_connect(
     let tcp = egress.connect(&target, families(begin.flags())).await.map_err(|error| {
         tracing::debug!(%error, "stream refused");
         if error.is_failed_connect() {
-            circuit.note_failed_connect();
+            circuit.note_failed_connect(egress);
         }
         egress.status().count(error.outcome());
         end_of_egress_error(&error)
@@ -254,7 +258,7 @@ async fn resolve_answer(resolve: &Resolve, circuit: &Circuit, egress: &Egress) -
         }
         Err(error) => {
             if error.is_failed_connect() {
-                circuit.note_failed_connect();
+                circuit.note_failed_connect(egress);
             }
             Resolved::new_err(error.is_transient(), TTL)
         }

@@ -6,17 +6,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cpu_time::ProcessTime;
 use eebt_bridge::limits::{Rate, Throttle, Way};
 use eebt_bridge::status::Status;
 use eebt_bridge::{Config, ExitBridge};
 use eebt_proto::{HostRules, HostSet};
 use eebt_tor::OnionConnector;
-use nix::sys::resource::{UsageWho, getrusage};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Event, Order, Rates, Start, home};
-use crate::categories;
+use crate::{categories, machine};
 
 /// How often it looks at its counters and at the time that it took.
 const LOOK: Duration = Duration::from_secs(1);
@@ -41,10 +41,7 @@ pub fn run() -> ExitCode {
 
 fn start() -> anyhow::Result<()> {
     eebt_tor::raise_file_limit();
-    // Whatever else runs on this machine comes first.
-    if let Err(error) = rustix::process::nice(10) {
-        tracing::warn!(%error, "can't make room for other programs");
-    }
+    machine::make_room();
     let (tokio, runtime) = eebt_tor::create_runtime(1)?;
     tokio.block_on(async move {
         let mut orders = orders();
@@ -154,9 +151,10 @@ fn host_rules(only: &[String], block_list: Option<&Path>) -> anyhow::Result<Host
 async fn look(status: &Status, throttle: &Throttle, mut wanted: watch::Receiver<Rates>, cpu_percent: u32) {
     let (mut told, mut spared) = (None, Spared::new(cpu_percent));
     let mut set = None;
+    let processor = ProcessTime::now();
     loop {
         let now = Instant::now();
-        let factor = spared.factor(processor_time(), now);
+        let factor = spared.factor(processor.elapsed(), now);
         let rates = *wanted.borrow_and_update();
         if set != Some((rates, factor)) {
             set = Some((rates, factor));
@@ -175,17 +173,6 @@ async fn look(status: &Status, throttle: &Throttle, mut wanted: watch::Receiver<
             _changed = wanted.changed() => {}
         }
     }
-}
-
-/// Time that this process had of processors.
-fn processor_time() -> Duration {
-    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return Duration::ZERO };
-    let time = usage.user_time() + usage.system_time();
-    // Times that passed are not negative.
-    Duration::from_micros(
-        u64::try_from(time.tv_sec()).unwrap_or_default() * 1_000_000
-            + u64::try_from(time.tv_usec()).unwrap_or_default(),
-    )
 }
 
 /// Slows down when it takes more of a processor than it may.

@@ -2,13 +2,12 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::process::Stdio;
 use std::time::Duration;
 
 use eebt_bridge::status::{Totals, WayIn};
 use eebt_proto::{Attestation, SignedDocument};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, ChildStdin};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -49,10 +48,8 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub(crate) async fn start(with: Start) -> Result<Self, EngineError> {
-        let program = machine::itself().map_err(EngineError)?;
-        let mut command = Command::new(program);
-        command.arg("engine").stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().map_err(EngineError)?;
+        let mut child =
+            machine::worker("engine").and_then(|mut worker| worker.spawn()).map_err(EngineError)?;
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(EngineError(std::io::ErrorKind::BrokenPipe.into()));
         };

@@ -1,9 +1,10 @@
 //! Can anybody reach this home through it? The owner's own test, made as a client would: over Tor, to our own onion service.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use eebt_bridge::consensus::own_addresses;
+use eebt_proto::special_use::special_use;
 use eebt_tor::{Circuit, OnionConnector, PathKind};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -79,9 +80,16 @@ fn places(
     let mine = own.iter().find(|ip| ip.is_ipv4() && !ip.is_loopback());
     let mine = mine.copied().unwrap_or(Ipv4Addr::new(192, 168, 1, 2).into());
     let [a, b, c, d] = router.octets();
+    // Behind a router, each device has one of its own.
+    let public = own.iter().find_map(|ip| match ip {
+        IpAddr::V6(ip) if special_use((*ip).into()).is_none() => Some(Ipv6Addr::from_bits(ip.to_bits() ^ 9)),
+        _ => None,
+    });
+    let encrypted = ("your router, encrypted", router.to_string(), 443);
+    let public = public.map(|ip| ("a neighbour's public address, IPv6", ip.to_string(), 443));
     vec![
         ("your router", router.to_string(), 80),
-        ("your router, encrypted", router.to_string(), 443),
+        public.unwrap_or(encrypted),
         ("your router in IPv6's clothes", format!("::ffff:{router}"), 80),
         ("your router through a translator (NAT64)", format!("64:ff9b::{a:x}{b:02x}:{c:x}{d:02x}"), 80),
         ("a neighbour in your network", Ipv4Addr::new(a, b, c, d.wrapping_add(9)).to_string(), 80),
@@ -100,8 +108,15 @@ fn places(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use eebt_proto::special_use::special_use;
     use eebt_proto::{Host, Target};
+
+    #[test]
+    fn a_neighbour_has_a_public_address_where_this_computer_has_one() {
+        let own = ["fe80::7", "2606:4700:1:200::7"].map(|ip| ip.parse().unwrap());
+        let places = places(None, own);
+        assert_eq!(places.len(), 14);
+        assert_eq!(places[1].1, "2606:4700:1:200::e");
+    }
 
     #[test]
     fn fourteen_places_none_of_which_is_a_public_one() {

@@ -1,4 +1,4 @@
-//! Windows and macOS: idle time and battery. The other facts are unknown there.
+//! Windows and macOS: idle time, battery, and which line it is. The other facts are unknown there.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -7,10 +7,11 @@ use std::time::Duration;
 use starship_battery::{Manager, State};
 
 use super::{Facts, Source};
+use crate::router;
 
 /// Sources of a system that is not Linux.
 pub(super) fn of_this_machine(_own_bytes: Arc<AtomicU64>) -> Vec<Box<dyn Source>> {
-    vec![Box::new(Input), Box::new(Power)]
+    vec![Box::new(Input), Box::new(Power), Box::new(Line)]
 }
 
 /// The system's own count of time since the last input.
@@ -44,6 +45,23 @@ impl Source for Power {
 
     fn look(&mut self) -> Facts {
         Facts { on_battery: on_battery().ok(), ..Facts::default() }
+    }
+}
+
+/// The line.
+struct Line;
+
+impl Source for Line {
+    fn name(&self) -> &'static str {
+        "line"
+    }
+
+    fn every(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    fn look(&mut self) -> Facts {
+        Facts { line: router::hardware_address(), ..Facts::default() }
     }
 }
 

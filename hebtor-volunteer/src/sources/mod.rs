@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer};
+use tokio::sync::watch;
 
 #[cfg(not(target_os = "linux"))]
 mod elsewhere;
@@ -104,6 +105,46 @@ fn both<T>(a: Option<T>, b: Option<T>, join: impl Fn(T, T) -> T) -> Option<T> {
         (one, other) => one.or(other),
     }
 }
+
+/// What was seen so long ago holds no more: whoever looks hangs.
+const STALE: Duration = Duration::from_secs(60);
+
+/// What is known, and since when.
+#[derive(Debug)]
+pub struct Seen {
+    facts: Facts,
+    at: Instant,
+}
+
+impl Seen {
+    /// What is known now; `None` when nobody has looked for a minute.
+    pub fn facts(&self, now: Instant) -> Option<&Facts> {
+        (now.saturating_duration_since(self.at) < STALE).then_some(&self.facts)
+    }
+}
+
+/// Looks again and again, on a thread of its own, for the sources wait. Other facts than before, and the first ones, are a change.
+pub fn watch(sources: Vec<Box<dyn Source>>) -> watch::Receiver<Seen> {
+    let seen = |facts| Seen { facts, at: Instant::now() };
+    let (sender, receiver) = watch::channel(seen(Facts::default()));
+    std::thread::spawn(move || {
+        let (mut watch, mut first) = (Watch::new(sources), true);
+        while !sender.is_closed() {
+            let facts = watch.look(Instant::now());
+            sender.send_if_modified(|before| {
+                let new = std::mem::take(&mut first) || before.facts != facts;
+                *before = seen(facts);
+                new
+            });
+            let pause = watch.due().map_or(IDLE, |due| due.saturating_duration_since(Instant::now()));
+            std::thread::sleep(pause);
+        }
+    });
+    receiver
+}
+
+/// Pause when there is nobody to look at.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Looks at each source in its own pace and remembers what it told.
 pub struct Watch(Vec<Watched>);
@@ -207,6 +248,35 @@ mod tests {
         assert_eq!(watch.look(start + fake::EVERY / 2), idle(1));
         assert_eq!(watch.look(start + fake::EVERY), idle(2));
         assert_eq!(watch.told().collect::<Vec<_>>(), [("test", &idle(2))]);
+    }
+
+    #[test]
+    fn what_a_thread_that_hangs_saw_holds_no_more() {
+        struct Hangs(std::sync::mpsc::Receiver<()>);
+        impl Source for Hangs {
+            fn name(&self) -> &'static str {
+                "hangs"
+            }
+            fn every(&self) -> Duration {
+                Duration::ZERO
+            }
+            fn look(&mut self) -> Facts {
+                let _ = self.0.recv();
+                idle(5)
+            }
+        }
+        let (go_on, waits) = std::sync::mpsc::channel();
+        let mut seen = watch(vec![Box::new(Hangs(waits))]);
+        assert_eq!(seen.borrow_and_update().facts(Instant::now()), Some(&Facts::default()));
+        go_on.send(()).unwrap();
+        let start = Instant::now();
+        while !seen.has_changed().unwrap() {
+            assert!(start.elapsed() < STALE);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let now = Instant::now();
+        assert_eq!(seen.borrow().facts(now), Some(&idle(5)));
+        assert_eq!(seen.borrow().facts(now + STALE), None);
     }
 
     #[test]

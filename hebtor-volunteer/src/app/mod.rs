@@ -1,22 +1,23 @@
-//! The app: what it knows, and the loop that starts and ends the exit bridge.
+//! The app: what it knows, and the loop that looks, decides, and has the [`keeper`] start and end the exit bridge.
+
+mod keeper;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use eebt_bridge::status::{Totals, WayIn};
 use eebt_page::forms::Last;
 use eebt_proto::causes;
 use jiff::{Timestamp, Zoned};
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkup::{Checkups, Health};
 use crate::config::Config;
-use crate::engine::{Engine, EngineError, Rates, STOPPED, Start, Tried};
+use crate::engine::Tried;
 use crate::health::Question;
 use crate::log::Log;
 use crate::machine::{self, MachineError};
@@ -25,28 +26,15 @@ use crate::receipt::Receipt;
 use crate::rules::{Decision, Governor, Reason, Standing};
 use crate::served::{Served, ServedError};
 use crate::settings::{Settings, SettingsError, Switch};
-use crate::sources::Facts;
-use crate::usage::{Day, Usage, UsageError};
+use crate::sources::{Facts, Seen};
+use crate::usage::{Usage, UsageError};
+use keeper::Keeper;
 
 /// How often it looks and decides.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often what was carried is written, and for how long ahead.
-const SAVE_EVERY: Duration = Duration::from_secs(10);
-const AHEAD: Duration = Duration::from_secs(15);
-
-/// Pauses after an exit bridge that ended by itself: the first one, doubled with each in a row, and the longest.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
-
-/// Serving for so long makes up for earlier failures.
-const WORKED: Duration = Duration::from_secs(60);
-
 /// How long the first look at the machine may take.
 const FIRST_LOOK: Duration = Duration::from_secs(30);
-
-/// By then it has usually found its way into Tor.
-const USUALLY_THERE: Duration = Duration::from_secs(90);
 
 /// What the exit bridge is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -251,10 +239,10 @@ impl App {
     }
 
     /// Does what the rules say, until `shutdown`; then drains.
-    pub async fn run(&self, mut facts: watch::Receiver<Facts>, shutdown: CancellationToken) {
+    pub async fn run(&self, mut seen: watch::Receiver<Seen>, shutdown: CancellationToken) {
         // Nothing is decided before the machine was looked at.
         tokio::select! {
-            _changed = facts.changed() => {}
+            _changed = seen.changed() => {}
             () = tokio::time::sleep(FIRST_LOOK) => {}
             () = shutdown.cancelled() => {}
         }
@@ -262,7 +250,7 @@ impl App {
         let (mut governor, mut checkups) = (Governor::default(), Checkups::default());
         while !shutdown.is_cancelled() {
             let now = Zoned::now();
-            let decision = self.decide(&mut governor, &facts.borrow_and_update(), &now);
+            let decision = self.decide(&mut governor, seen.borrow_and_update().facts(Instant::now()), &now);
             keeper.step(self, decision, &now).await;
             self.check_up(&mut checkups, decision, now.timestamp()).await;
             tokio::select! {
@@ -271,7 +259,7 @@ impl App {
                 () = shutdown.cancelled() => {}
             }
         }
-        while !matches!(self.state().phase, Phase::Resting) || keeper.engine.is_some() {
+        while keeper.has_exit_bridge() {
             let now = Zoned::now();
             let cap = {
                 let state = self.state();
@@ -283,7 +271,8 @@ impl App {
         self.save(0);
     }
 
-    fn decide(&self, governor: &mut Governor, facts: &Facts, now: &Zoned) -> Decision {
+    /// By what is known of the machine; nothing, when nobody can look at it.
+    fn decide(&self, governor: &mut Governor, facts: Option<&Facts>, now: &Zoned) -> Decision {
         let mut state = self.state();
         if state.unwritten && state.phase == Phase::Resting {
             state.unwritten = state.usage.save(0).is_err();
@@ -292,9 +281,10 @@ impl App {
             cap: state.usage.cap(&state.settings.limits, now.date()),
             listed: state.health.is_listed(),
             unwritten: state.unwritten,
+            blind: facts.is_none(),
         };
-        let decision = governor.decide(&state.settings, facts, standing, now);
-        state.facts = facts.clone();
+        state.facts = facts.cloned().unwrap_or_default();
+        let decision = governor.decide(&state.settings, &state.facts, standing, now);
         state.decision = decision;
         if state.log.note(now.timestamp(), decision) {
             tracing::info!("{decision}");
@@ -347,215 +337,13 @@ impl App {
             tracing::warn!(error = causes(&error), "what was carried can't be written");
         }
     }
-
-    /// How an exit bridge is to be started now.
-    fn start(&self) -> Result<Start, String> {
-        let state = self.state();
-        let Settings { limits, leave, .. } = &state.settings;
-        let path = |name: &str| toml::Value::from(self.state_dir.join(name).display().to_string());
-        let mut config = self.config.bridge.clone();
-        for (key, value) in [
-            ("keys", path("keys")),
-            ("state_dir", path("tor")),
-            ("reach", vec![toml::Value::from("onion")].into()),
-            ("lifetime", "7d".into()),
-            ("attest", true.into()),
-            ("drain", format!("{}s", limits.drain_seconds).into()),
-        ] {
-            config.insert(key.into(), value);
-        }
-        let directories: Vec<_> = self.config.directories.iter().map(|d| d.to_string().into()).collect();
-        config.insert("directories".into(), toml::Value::Array(directories));
-        if let Some(country) = leave.country {
-            config.insert("country".into(), String::from(country).into());
-        }
-        let bounds = config.entry("limits").or_insert_with(|| toml::Table::new().into());
-        let bounds = bounds.as_table_mut().ok_or("bridge.limits is no table")?;
-        bounds.insert("rendezvous_circuits".into(), i64::from(limits.clients).into());
-        bounds.insert("memory_mib".into(), i64::from(limits.memory_mib).into());
-        // A router at home keeps some thousand connections in mind, all of them the owner's, too.
-        for (key, most) in
-            [("streams", 16 * i64::from(limits.clients)), ("streams_per_circuit", 64), ("connects", 64)]
-        {
-            bounds.entry(key).or_insert(most.into());
-        }
-        let config = toml::to_string(&config).map_err(|error| error.to_string())?;
-        let rates =
-            Rates { up: f64::from(limits.up_kbs) * 1000.0, down: f64::from(limits.down_kbs) * 1000.0 };
-        Ok(Start {
-            config,
-            only: leave.only.clone(),
-            block_list: leave.block_list.clone(),
-            block_list_changed: leave
-                .block_list
-                .as_ref()
-                .and_then(|path| path.metadata().ok()?.modified().ok()),
-            cpu_percent: limits.cpu_percent,
-            own_address: state.health.address,
-            rates,
-        })
-    }
-}
-
-/// Keeps the exit bridge as it was decided.
-#[derive(Default)]
-struct Keeper {
-    engine: Option<Engine>,
-    started: Option<Instant>,
-    counted: Option<Instant>,
-    saved: Option<Instant>,
-    failures: u32,
-    not_before: Option<Instant>,
-    /// With what the last one failed.
-    failed_with: Option<Start>,
-    trying_home: bool,
-}
-
-impl Keeper {
-    async fn step(&mut self, app: &App, decision: Decision, now: &Zoned) {
-        self.count(app, now);
-        let drain = app.state().settings.drain();
-        match (decision, &mut self.engine) {
-            (Decision::Serve, None) => self.start(app).await,
-            (Decision::Serve, Some(engine)) if !engine.is_draining() => match app.start() {
-                Ok(with) if engine.adapt(&with).await => {}
-                // It is started again once it has ended.
-                _ => engine.drain(drain).await,
-            },
-            (Decision::Rest(reason), Some(engine)) => {
-                // What is open would go on uncounted.
-                if let Reason::Cap(_) | Reason::Unwritten = reason {
-                    engine.set_rates(STOPPED).await;
-                }
-                engine.drain(drain).await;
-            }
-            _ => {}
-        }
-        if let Some(engine) = &mut self.engine {
-            engine.keep_time().await;
-            let wanted = app.state().home == Home::Wanted;
-            if wanted && engine.is_serving() && !self.trying_home {
-                self.trying_home = true;
-                engine.try_home().await;
-            }
-        }
-        self.show(app);
-    }
-
-    async fn start(&mut self, app: &App) {
-        let with = app.start();
-        // Another choice of the owner's may have mended it.
-        let same = with.as_ref().ok() == self.failed_with.as_ref();
-        if same && self.not_before.is_some_and(|at| Instant::now() < at) {
-            return;
-        }
-        self.failed_with = with.as_ref().ok().cloned();
-        let started = match with {
-            Ok(with) => Engine::start(with).await.map_err(|error: EngineError| causes(&error)),
-            Err(error) => Err(error),
-        };
-        match started {
-            Ok(engine) => {
-                self.engine = Some(engine);
-                self.started = Some(Instant::now());
-                self.trying_home = false;
-            }
-            Err(error) => self.failed(app, error),
-        }
-    }
-
-    fn failed(&mut self, app: &App, error: String) {
-        tracing::warn!(error, "the exit bridge ended by itself");
-        self.failures += 1;
-        let pause = FIRST_PAUSE.saturating_mul(1 << (self.failures - 1).min(10)).min(LONGEST_PAUSE);
-        self.not_before = Some(Instant::now() + pause);
-        app.state().error = Some(error);
-    }
-
-    /// Takes in what was carried, and whether it has ended.
-    fn count(&mut self, app: &App, now: &Zoned) {
-        let Some(engine) = &mut self.engine else { return };
-        let new = engine.news();
-        app.carried.fetch_add(new.up + new.down, Ordering::Relaxed);
-        let moment = Instant::now();
-        let serving = engine.is_serving();
-        let seconds = match (serving, self.counted) {
-            (true, Some(at)) => (moment - at).as_secs(),
-            _ => 0,
-        };
-        if !serving || self.counted.is_none() || seconds > 0 {
-            self.counted = serving.then_some(moment);
-        }
-        let mut state = app.state();
-        let more = Day { up: new.up, down: new.down, seconds, people: new.clients_met, lost: 0 };
-        if more != Day::default() {
-            state.usage.add(now.date(), more);
-        }
-        if serving {
-            state.error = None;
-        }
-        if let Some(tried) = engine.home() {
-            state.home = Home::Tried(now.timestamp(), tried);
-            self.trying_home = false;
-        }
-        // Who knows it already may come before we know that it can be reached.
-        if engine.has_served() || engine.totals().clients_met > 0 {
-            if let Some(address) = engine.address() {
-                state.health.note_address(&app.state_dir, address, now.timestamp());
-            }
-            if let Err(error) = state.served.note(now.timestamp(), engine.attestations()) {
-                tracing::warn!(error = causes(&error), "when it served can't be written");
-            }
-        }
-        let limits = state.settings.limits;
-        drop(state);
-        if self.saved.is_none_or(|at| moment - at >= SAVE_EVERY) {
-            self.saved = Some(moment);
-            let per_second = f64::from(limits.up_kbs + limits.down_kbs) * 1000.0;
-            // Some megabytes.
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            app.save((per_second * AHEAD.as_secs_f64()) as u64);
-        }
-        if let Some(error) = engine.is_over() {
-            let worked = self.started.is_some_and(|at| at.elapsed() >= WORKED);
-            (self.engine, self.counted, self.saved) = (None, None, None);
-            app.save(0);
-            if let Err(error) = app.state().served.end(now.timestamp()) {
-                tracing::warn!(error = causes(&error), "when it served can't be written");
-            }
-            if worked {
-                self.failures = 0;
-            }
-            match error {
-                Some(error) => self.failed(app, error),
-                None => self.not_before = None,
-            }
-        }
-    }
-
-    fn show(&self, app: &App) {
-        let mut state = app.state();
-        state.phase = match &self.engine {
-            None => Phase::Resting,
-            Some(engine) if engine.is_draining() => Phase::Draining,
-            Some(engine) if engine.is_serving() => Phase::Serving,
-            Some(_) => Phase::Starting,
-        };
-        state.totals = self.engine.as_ref().map(Engine::totals).unwrap_or_default();
-        let starts_since = self.started.filter(|_| state.phase == Phase::Starting);
-        state.late = starts_since.is_some_and(|at| at.elapsed() >= USUALLY_THERE);
-        let way_in = self.engine.as_ref().map(Engine::way_in);
-        if way_in != Some(&state.way_in) {
-            state.way_in = way_in.cloned().unwrap_or_default();
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::settings::{CONSENT, Consent};
-    use crate::usage::Cap;
+    use crate::usage::{Cap, Day};
     use std::collections::BTreeMap;
 
     fn app(dir: &Path) -> App {
@@ -606,7 +394,7 @@ mod tests {
         let mut last = None;
         while now < end {
             idle = if is_used(&now) { Duration::ZERO } else { idle + Duration::from_secs(60) };
-            let decision = app.decide(&mut governor, &facts(&now, idle), &now);
+            let decision = app.decide(&mut governor, Some(&facts(&now, idle)), &now);
             // 50 kB a second while it serves, so that the day's cap is reached at six.
             if decision == Decision::Serve {
                 app.state().usage.add(now.date(), Day { down: 50_000 * 60, seconds: 60, ..Day::default() });
@@ -641,7 +429,7 @@ mod tests {
         let mut minutes: BTreeMap<String, u32> = BTreeMap::new();
         for _ in 0..7 * 24 * 60 {
             idle = if is_used(&now) { Duration::ZERO } else { idle + Duration::from_secs(60) };
-            let decision = app.decide(&mut governor, &facts(&now, idle), &now);
+            let decision = app.decide(&mut governor, Some(&facts(&now, idle)), &now);
             *minutes.entry(decision.to_string()).or_default() += 1;
             now = now.saturating_add(Duration::from_secs(60));
         }
@@ -667,7 +455,7 @@ mod tests {
         let app = app(dir.path());
         let (mut governor, now) = (Governor::default(), Zoned::now());
         let idle = Facts { idle: Some(Duration::from_secs(3600)), ..Facts::default() };
-        let mut decide = || app.decide(&mut governor, &idle, &now);
+        let mut decide = || app.decide(&mut governor, Some(&idle), &now);
         assert_eq!(decide(), Decision::Serve);
         // Nothing can be put where a folder with something in it is.
         let in_the_way = dir.path().join("usage.json/x");
@@ -676,6 +464,18 @@ mod tests {
         assert_eq!(decide(), Decision::Rest(Reason::Unwritten));
         std::fs::remove_dir_all(dir.path().join("usage.json")).unwrap();
         assert_eq!(decide(), Decision::Serve, "by itself");
+    }
+
+    #[test]
+    fn who_cannot_look_at_the_machine_rests() {
+        let dir = tempfile::tempdir().unwrap();
+        let app = app(dir.path());
+        app.change(|settings| settings.rules.idle_minutes = None).unwrap();
+        let (mut governor, now) = (Governor::default(), Zoned::now());
+        let charging = Facts { on_battery: Some(false), ..Facts::default() };
+        assert_eq!(app.decide(&mut governor, Some(&charging), &now), Decision::Serve);
+        assert_eq!(app.decide(&mut governor, None, &now), Decision::Rest(Reason::Blind));
+        assert_eq!(app.state().facts, Facts::default());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The router of the default route, as the kernel knows it (proc(5)). Elsewhere than on Linux there is nothing to read.
+//! As the kernel knows it (proc(5)).
 
 use std::net::Ipv4Addr;
 
