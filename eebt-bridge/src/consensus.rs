@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use eebt_proto::Surroundings;
 use eebt_proto::limits::MAX_ECHOES;
@@ -13,8 +13,6 @@ use ipnet::IpNet;
 use tor_linkspec::HasAddrs as _;
 use tor_llcrypto::pk::ed25519::Ed25519Identity;
 use tor_netdir::{NetDirProvider, Timeliness};
-
-use crate::limits::{Rate, TokenBucket};
 
 /// The current consensus, kept current by [`Consensus::follow`].
 pub struct Consensus {
@@ -28,24 +26,9 @@ pub struct Consensus {
     own: RwLock<HashSet<IpAddr>>,
     /// Of each directory, by its number: the address that it saw us leave from.
     seen: RwLock<HashMap<usize, IpAddr>>,
-    /// Of each directory, by its number.
-    tests: Mutex<HashMap<usize, Tests>>,
+    /// Of each directory, by its number: where its tests go to.
+    echoes: RwLock<HashMap<usize, Vec<SocketAddr>>>,
 }
-
-/// Where a directory's tests go to, and how many more may.
-struct Tests {
-    echoes: Vec<SocketAddr>,
-    visits: TokenBucket,
-}
-
-impl Tests {
-    fn take(&mut self, addr: SocketAddr, now: Instant) -> bool {
-        self.echoes.contains(&addr) && self.visits.take(now)
-    }
-}
-
-/// How often a directory may test. Its echoes lie where it says, and whoever may send people to its exit bridges could send them there.
-const VISITS: Rate = Rate { per_second: 1.0 / 30.0, burst: 16.0 };
 
 /// How often the machine's own addresses are looked up: it may have come to another network.
 const LOOK: Duration = Duration::from_secs(30);
@@ -68,8 +51,8 @@ impl Consensus {
         allow_ingress: Vec<IpNet>,
         advertised: Vec<IpAddr>,
     ) -> Self {
-        let (view, own, seen, tests) = Default::default();
-        let consensus = Self { provider, view, allow_ingress, advertised, own, seen, tests };
+        let (view, own, seen, echoes) = Default::default();
+        let consensus = Self { provider, view, allow_ingress, advertised, own, seen, echoes };
         consensus.refresh();
         consensus.look();
         consensus
@@ -136,9 +119,7 @@ impl Consensus {
     pub fn set_echoes(&self, directory: usize, echoes: Vec<SocketAddr>) {
         let plain = |echo: SocketAddr| SocketAddr::new(echo.ip().to_canonical(), echo.port());
         let echoes = echoes.into_iter().take(MAX_ECHOES).map(plain).collect();
-        let mut all = self.tests.lock().unwrap_or_else(PoisonError::into_inner);
-        let none = || Tests { echoes: Vec::new(), visits: TokenBucket::new(VISITS, Instant::now()) };
-        all.entry(directory).or_insert_with(none).echoes = echoes;
+        self.echoes.write().unwrap_or_else(PoisonError::into_inner).insert(directory, echoes);
     }
 
     /// Number of OR ports known.
@@ -158,10 +139,9 @@ impl Surroundings for Consensus {
         self.view().or_ports.contains(&addr)
     }
 
-    fn may_be_test(&self, addr: SocketAddr) -> bool {
-        let mut all = self.tests.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        all.values_mut().any(|tests| tests.take(addr, now))
+    fn is_echo(&self, addr: SocketAddr) -> bool {
+        let echoes = self.echoes.read().unwrap_or_else(PoisonError::into_inner);
+        echoes.values().flatten().any(|echo| *echo == addr)
     }
 }
 
@@ -200,19 +180,6 @@ mod tests {
         assert!(!same("2606:4700:1:2ff::5", "2606:4700:1:3ff::1"));
         assert!(!same("1.1.1.1", "1.1.1.2") && same("1.1.1.1", "1.1.1.1"));
         assert!(!same("::1", "::2"), "what is special anyway stands for itself");
-    }
-
-    #[test]
-    fn a_directory_can_send_few_to_its_echoes() {
-        let now = Instant::now();
-        let echo = SocketAddr::from(([5, 5, 5, 5], 80));
-        let mut tests = Tests { echoes: vec![echo], visits: TokenBucket::new(VISITS, now) };
-        assert!(!tests.take(SocketAddr::from(([5, 5, 5, 5], 443)), now));
-        assert_eq!((0..100).filter(|_| tests.take(echo, now)).count(), 16);
-        assert!(
-            !tests.take(echo, now + Duration::from_secs(29))
-                && tests.take(echo, now + Duration::from_secs(31))
-        );
     }
 
     #[test]

@@ -240,6 +240,11 @@ impl Egress {
         }
     }
 
+    /// Is this target open only because a directory tests exit bridges there?
+    pub(crate) fn is_test(&self, target: &Target) -> bool {
+        self.policy.is_test(target, &*self.around)
+    }
+
     /// Is this host open, whatever its addresses?
     ///
     /// # Errors

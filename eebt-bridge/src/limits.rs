@@ -28,7 +28,8 @@ pub struct Limits {
     pub streams: u32,
     /// Connects to targets going on at once.
     pub connects: u32,
-    /// Targets of all circuits that theirs did not ask for lately: steady rate a second, and burst. Whoever asked for few is let out all the same.
+    /// Targets of all circuits that theirs did not ask for lately: steady rate a second, and burst. The second half of it is for circuits
+    /// that asked for few.
     pub total_new_targets: Rate,
     /// Connects that failed on all circuits, likewise: what a scan from many circuits runs into.
     pub total_failed_connects: Rate,
@@ -176,10 +177,9 @@ impl TokenBucket {
         self.tokens >= 1.0
     }
 
-    /// Is at least this part of the burst there?
+    /// Is a token there, and at least this part of the burst?
     fn has_part(&mut self, part: f64, now: Instant) -> bool {
-        self.refill(now);
-        self.tokens >= part * self.rate.burst
+        self.has_token(now) && self.tokens >= part * self.rate.burst
     }
 }
 
@@ -246,9 +246,18 @@ pub enum OverLimit {
     Total,
 }
 
-/// A circuit that still has this part of its own bursts is not held to what all circuits use up: who abuses the exit bridge shall
-/// not take it from everybody else.
+/// A circuit is modest that still has this part of its own burst. All others have the first half of what all may use up, so that one that
+/// abuses the exit bridge does not take it from everybody else. Who comes with many circuits does.
 const MODEST: f64 = 0.8;
+const SHARED: f64 = 0.5;
+
+/// Which part of a total has to be there for a circuit?
+fn needs(of_circuit: &mut TokenBucket, now: Instant) -> f64 {
+    if of_circuit.has_part(MODEST, now) { 0.0 } else { SHARED }
+}
+
+/// Streams of one circuit to where directories test, if the owner lets nobody else go there.
+const TESTS: u32 = 2;
 
 /// What all circuits have used up.
 pub struct TotalLimits {
@@ -273,6 +282,7 @@ pub struct CircuitLimits {
     failed_connects: TokenBucket,
     /// Keyed hashes of targets asked for lately; the key dies with the circuit.
     targets: HashSet<u64>,
+    tests: u32,
     keyed: RandomState,
     burst: usize,
 }
@@ -288,6 +298,7 @@ impl CircuitLimits {
             new_targets: TokenBucket::new(limits.new_targets, now),
             failed_connects: TokenBucket::new(limits.failed_connects, now),
             targets: HashSet::new(),
+            tests: 0,
             keyed: RandomState::new(),
             burst,
         }
@@ -301,23 +312,30 @@ impl CircuitLimits {
         if !self.new_streams.take(now) {
             return Err(OverLimit::NewStreams);
         }
-        let modest = self.failed_connects.has_part(MODEST, now);
-        if !self.failed_connects.has_token(now) || !modest && !total.failed_connects.has_token(now) {
+        let part = needs(&mut self.failed_connects, now);
+        if !self.failed_connects.has_token(now) || !total.failed_connects.has_part(part, now) {
             return Err(OverLimit::FailedConnects);
         }
         let hash = self.keyed.hash_one(target);
         if !self.targets.contains(&hash) {
-            let modest = self.new_targets.has_part(MODEST, now);
-            if !self.new_targets.has_token(now) || !total.new_targets.take(now) && !modest {
+            let part = needs(&mut self.new_targets, now);
+            if !self.new_targets.has_token(now) || !total.new_targets.has_part(part, now) {
                 return Err(OverLimit::Targets);
             }
             self.new_targets.take(now);
+            total.new_targets.take(now);
             if self.targets.len() >= self.burst {
                 self.targets.clear();
             }
             self.targets.insert(hash);
         }
         Ok(())
+    }
+
+    /// May this circuit go once more to where directories test?
+    pub fn take_test(&mut self) -> bool {
+        self.tests += 1;
+        self.tests <= TESTS
     }
 
     /// A connect of this circuit failed.
@@ -416,7 +434,7 @@ mod tests {
             total_failed_connects: few(15.0),
             ..Limits::default()
         };
-        // Each circuit has 3 free: then less than 8 of 10 are left.
+        // A circuit is modest for 3: then less than 8 of 10 are left.
         let mut total = TotalLimits::new(&limits, now);
         let mut scan = |fails: bool| {
             let mut circuit = CircuitLimits::new(&limits, now);
@@ -429,14 +447,20 @@ mod tests {
             });
             admitted.count()
         };
-        assert_eq!([scan(true), scan(true), scan(true)], [10, 5, 3]);
-        assert_eq!(
-            [scan(false), scan(false)],
-            [10, 3],
-            "2 of 30 targets were left, and one that is modest takes 3"
-        );
-        // One that asked for little goes on.
-        let mut modest = CircuitLimits::new(&limits, now);
-        assert_eq!(modest.admit(&target(1), &mut total, now), Ok(()));
+        // The first one has what it may. At 8 of 15 the others are no longer modest, and have but half of the total.
+        assert_eq!([scan(true), scan(true), scan(true), scan(true)], [8, 3, 3, 1]);
+        assert_eq!(scan(true), 0, "nobody passes the total");
+        let mut total = TotalLimits::new(&limits, now);
+        let mut scan = || {
+            let mut circuit = CircuitLimits::new(&limits, now);
+            (0..50).filter(|i| circuit.admit(&target(*i), &mut total, now).is_ok()).count()
+        };
+        assert_eq!([scan(), scan(), scan(), scan(), scan()], [10, 6, 3, 3, 3], "of 30 targets");
+    }
+
+    #[test]
+    fn a_circuit_goes_twice_to_where_directories_test() {
+        let mut circuit = CircuitLimits::new(&Limits::default(), Instant::now());
+        assert_eq!([(); 4].map(|()| circuit.take_test()), [true, true, false, false]);
     }
 }

@@ -15,10 +15,7 @@ use crate::{ENTRANCE, private_file};
 /// The file's name in the state folder.
 const FILE: &str = "page.url";
 
-/// Beside it, the file that is locked as long as the program runs; one that is locked can't be read on Windows.
-const LOCK_FILE: &str = "page.lock";
-
-/// And the file that leads a browser there.
+/// Beside it, the file that leads a browser there.
 const ENTRANCE_FILE: &str = "page.html";
 
 /// Longest address that is read, in bytes.
@@ -95,11 +92,18 @@ impl Place {
         let path = state_dir.join(FILE);
         let url = format!("{}\n", self.url());
         private_file::write(&path, url.as_bytes())?;
-        // Whoever reads it sees by the lock that somebody is there. Another one may be starting as we end.
-        let lock = File::create(path.with_file_name(LOCK_FILE))?;
-        lock.lock_shared()?;
-        Ok(Kept { path, url, _locked: lock })
+        // Whoever reads it sees by the lock that somebody is there.
+        let file =
+            File::options().read(true).append(cfg!(windows)).create(cfg!(windows)).open(lock_of(&path))?;
+        file.try_lock()?;
+        Ok(Kept { path, url, _locked: file })
     }
+}
+
+/// The file whose lock tells that the program runs: the one with the address. One that is locked can't be read on Windows, so that it
+/// is another one there.
+fn lock_of(path: &Path) -> PathBuf {
+    if cfg!(windows) { path.with_extension("lock") } else { path.to_owned() }
 }
 
 /// The file with the address.
@@ -147,7 +151,7 @@ pub fn find(state_dir: &Path, program: &'static str) -> Result<String, PlaceErro
         file => file.map_err(read),
     };
     let file = opened(&path)?;
-    match opened(&path.with_file_name(LOCK_FILE))?.try_lock() {
+    match opened(&lock_of(&path))?.try_lock_shared() {
         Err(TryLockError::WouldBlock) => {}
         // It was left there by one that was killed.
         Ok(()) => return Err(not_running()),

@@ -26,9 +26,8 @@ pub trait Surroundings {
     fn is_own(&self, ip: IpAddr) -> bool;
     /// Is this an OR port of a relay in the current consensus? A stream to one would re-enter Tor.
     fn is_relay(&self, addr: SocketAddr) -> bool;
-    /// Does an exit-bridge directory test exit bridges by visits to this address, and may one more go there now, wherever the owner lets
-    /// people go? To be asked for each such visit.
-    fn may_be_test(&self, _addr: SocketAddr) -> bool {
+    /// Does an exit-bridge directory test exit bridges by visits to this address?
+    fn is_echo(&self, _addr: SocketAddr) -> bool {
         false
     }
 }
@@ -68,10 +67,13 @@ impl ExitPolicy {
         around: &(impl Surroundings + ?Sized),
     ) -> Result<(), Refusal> {
         self.check_port(target.port)?;
-        self.check_host(&target.host).or_else(|refusal| match target.host {
-            Host::Ip(ip) if around.may_be_test(SocketAddr::new(ip.to_canonical(), target.port)) => Ok(()),
-            _ => Err(refusal),
-        })
+        if self.is_test(target, around) { Ok(()) } else { self.check_host(&target.host) }
+    }
+
+    /// Is `target` open only because a directory tests exit bridges there?
+    pub fn is_test(&self, target: &Target, around: &(impl Surroundings + ?Sized)) -> bool {
+        let is_echo = |ip: IpAddr| around.is_echo(SocketAddr::new(ip.to_canonical(), target.port));
+        self.check_host(&target.host).is_err() && matches!(target.host, Host::Ip(ip) if is_echo(ip))
     }
 
     /// Is `host` open whatever the port and the address?
@@ -125,7 +127,7 @@ mod tests {
         fn is_relay(&self, addr: SocketAddr) -> bool {
             addr == SocketAddr::from(([9, 9, 9, 9], 443))
         }
-        fn may_be_test(&self, addr: SocketAddr) -> bool {
+        fn is_echo(&self, addr: SocketAddr) -> bool {
             addr == SocketAddr::from(([5, 5, 5, 5], 80))
         }
     }

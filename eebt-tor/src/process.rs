@@ -40,8 +40,10 @@ pub fn raise_file_limit() {
 #[cfg(unix)]
 fn raise_soft_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    // macOS has no hard limit, and takes nothing above OPEN_MAX for a soft one (setrlimit(2)).
+    let most = |hard| if cfg!(target_os = "macos") { 10_240.min(hard) } else { hard };
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+        .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, most(hard), hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 
 use auto_launch::{AutoLaunch, AutoLaunchBuilder, MacOSLaunchMode, WindowsEnableMode};
@@ -159,13 +159,8 @@ fn quoted(path: &Path) -> String {
 /// See [`MachineError`].
 pub fn start_at_log_in(yes: bool, config: Option<&Path>) -> Result<(), MachineError> {
     let launch = autostart(config)?;
-    match yes {
-        true => launch.enable().map_err(MachineError::Autostart),
-        false if launch.is_enabled().map_err(MachineError::Autostart)? => {
-            launch.disable().map_err(MachineError::Autostart)
-        }
-        false => Ok(()),
-    }
+    let done = if yes { launch.enable() } else { launch.disable() };
+    done.map_err(MachineError::Autostart)
 }
 
 /// Does it start at log-in?
@@ -279,10 +274,13 @@ pub fn restore(state_dir: &Path, from: &Path) -> Result<(), MachineError> {
     let no_copy = || MachineError::NoCopy { path: from.to_owned() };
     let text = std::fs::read(from).map_err(failed("read", from))?;
     let copy: Copy = serde_json::from_slice(&text).map_err(|_| no_copy())?;
-    let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+    let plain = |part: &str| {
+        // Of the characters, one names another drive or a stream beside a file on Windows.
+        Path::new(part).components().eq([Component::Normal(part.as_ref())]) && !part.contains([':', '\\'])
+    };
     let mut files = Vec::new();
     for (name, text) in &copy.keys {
-        if !name.split('/').all(plain) || name.contains('\\') || copy.keys.len() > MAX_KEYS {
+        if !name.split('/').all(plain) || copy.keys.len() > MAX_KEYS {
             return Err(no_copy());
         }
         files.push((keys.join(name), BASE64.decode(text.as_bytes()).map_err(|_| no_copy())?));
@@ -330,8 +328,8 @@ mod tests {
     fn a_copy_can_write_nowhere_else() {
         let dir = tempfile::tempdir().unwrap();
         let copy = dir.path().join("copy.json");
-        for name in ["../x", "/etc/x", "a/../../x", "a//b", ""] {
-            let text = format!(r#"{{"hebtor_volunteer_identity":1,"keys":{{"{name}":"eA=="}}}}"#);
+        for name in ["../x", "/etc/x", "a/../../x", "a//b", "", ".", "C:/x", "C:x", "id:x", "..\\x"] {
+            let text = format!(r#"{{"hebtor_volunteer_identity":1,"keys":{{{name:?}:"eA=="}}}}"#);
             std::fs::write(&copy, text).unwrap();
             assert!(matches!(restore(dir.path(), &copy), Err(MachineError::NoCopy { .. })), "{name}");
         }

@@ -159,13 +159,13 @@ impl Receipt {
     /// # Errors
     /// [`ReceiptError::TooLong`], [`ReceiptError::Malformed`].
     pub fn parse(file: &[u8]) -> Result<Self, ReceiptError> {
-        if file.len() > MAX_LEN {
-            return Err(ReceiptError::TooLong);
-        }
         let file = match file.starts_with(b"%PDF") {
             true => attached(file).ok_or_else(|| ReceiptError::Malformed(NOT_ATTACHED.into()))?,
             false => file,
         };
+        if file.len() > MAX_LEN {
+            return Err(ReceiptError::TooLong);
+        }
         from_json(file).map(Self).map_err(|error| ReceiptError::Malformed(error.to_string()))
     }
 

@@ -91,7 +91,7 @@ impl fmt::Display for Reason {
             Self::Cap(Cap::Day) => "it has carried as much as you allow for a day",
             Self::Cap(Cap::Month) => "it has carried as much as you allow for a month",
             Self::Unwritten => "it can't write down what it carries; is the disk full?",
-            Self::Blind => "it can't look at this computer any more; end it and start it again",
+            Self::Blind => "it can't look at this computer; if that stays so, end it and start it again",
             Self::Hours => "you chose other hours",
             Self::Battery => "on battery",
             Self::OtherLine => "this is another line than the one you agreed for",
@@ -155,8 +155,7 @@ impl Governor {
             Switch::Paused(until) if at < until => Some(Reason::Paused(until)),
             _ if standing.listed => Some(Reason::Listed),
             _ if standing.unwritten => Some(Reason::Unwritten),
-            _ if standing.blind => Some(Reason::Blind),
-            _ => standing.cap.map(Reason::Cap),
+            _ => standing.cap.map(Reason::Cap).or(standing.blind.then_some(Reason::Blind)),
         };
         let busy = self.is_line_busy(rules.other_traffic_kbs, facts, at);
         let yes = |rule: bool, fact: Option<bool>| rule && fact == Some(true);

@@ -213,6 +213,10 @@ async fn admit_and_connect(
         egress.status().count(Outcome::OverLimit);
         end_of_over_limit(over)
     })?;
+    if egress.is_test(&target) && !circuit.limits().take_test() {
+        egress.status().count(Outcome::Refused);
+        return Err(EndReason::EXITPOLICY);
+    }
     let tcp = egress.connect(&target, families(begin.flags())).await.map_err(|error| {
         tracing::debug!(%error, "stream refused");
         if error.is_failed_connect() {

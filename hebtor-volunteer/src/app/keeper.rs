@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{App, Home, Phase};
 use crate::engine::{Engine, EngineError, Rates, STOPPED, Start};
-use crate::rules::{Decision, Reason};
+use crate::rules::Decision;
 use crate::settings::Settings;
 use crate::usage::Day;
 
@@ -50,7 +50,11 @@ impl Keeper {
     /// Brings it nearer to what was decided, and takes in what is new of it.
     pub(super) async fn step(&mut self, app: &App, decision: Decision, now: &Zoned) {
         self.count(app, now);
-        let drain = app.state().settings.drain();
+        let (drain, spent) = {
+            let state = app.state();
+            let cap = state.usage.cap(&state.settings.limits, now.date());
+            (state.settings.drain(), cap.is_some() || state.unwritten)
+        };
         match (decision, &mut self.engine) {
             (Decision::Serve, None) => self.start(app).await,
             (Decision::Serve, Some(engine)) if !engine.is_draining() => match start_of(app) {
@@ -58,9 +62,9 @@ impl Keeper {
                 // It is started again once it has ended.
                 _ => engine.drain(drain).await,
             },
-            (Decision::Rest(reason), Some(engine)) => {
-                // What is open would go on uncounted.
-                if let Reason::Cap(_) | Reason::Unwritten = reason {
+            (Decision::Rest(_), Some(engine)) => {
+                // What is open would go on past the cap, or uncounted.
+                if spent {
                     engine.set_rates(STOPPED).await;
                 }
                 engine.drain(drain).await;
@@ -223,8 +227,8 @@ fn start_of(app: &App) -> Result<Start, String> {
         ("streams", (16 * i64::from(limits.clients)).into()),
         ("streams_per_circuit", 64.into()),
         ("connects", 64.into()),
-        ("total_new_targets", rate(10.0, 1000.0)),
-        ("total_failed_connects", rate(1.0, 100.0)),
+        ("total_new_targets", rate(20.0, 2000.0)),
+        ("total_failed_connects", rate(2.0, 200.0)),
     ] {
         bounds.entry(key).or_insert(most);
     }

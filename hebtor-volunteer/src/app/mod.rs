@@ -260,12 +260,7 @@ impl App {
             }
         }
         while keeper.has_exit_bridge() {
-            let now = Zoned::now();
-            let cap = {
-                let state = self.state();
-                state.usage.cap(&state.settings.limits, now.date())
-            };
-            keeper.step(self, Decision::Rest(cap.map_or(Reason::Off, Reason::Cap)), &now).await;
+            keeper.step(self, Decision::Rest(Reason::Off), &Zoned::now()).await;
             tokio::time::sleep(TICK / 10).await;
         }
         self.save(0);
@@ -283,7 +278,9 @@ impl App {
             unwritten: state.unwritten,
             blind: facts.is_none(),
         };
-        state.facts = facts.cloned().unwrap_or_default();
+        // Who agrees now agrees for this line, as far as it was ever known.
+        let unknown = || Facts { line: state.facts.line.clone(), ..Facts::default() };
+        state.facts = facts.cloned().unwrap_or_else(unknown);
         let decision = governor.decide(&state.settings, &state.facts, standing, now);
         state.decision = decision;
         if state.log.note(now.timestamp(), decision) {

@@ -1,4 +1,4 @@
-//! Windows and macOS: idle time, battery, and which line it is. The other facts are unknown there.
+//! Windows and macOS: idle time, battery, VPN, and which line it is. The other facts are unknown there.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,7 +14,7 @@ pub(super) fn of_this_machine(_own_bytes: Arc<AtomicU64>) -> Vec<Box<dyn Source>
     vec![Box::new(Input), Box::new(Power), Box::new(Line)]
 }
 
-/// The system's own count of time since the last input.
+/// The system's own count of time since the last input. On Windows that is of our session, and says nothing where nobody can sit at it.
 struct Input;
 
 impl Source for Input {
@@ -27,7 +27,10 @@ impl Source for Input {
     }
 
     fn look(&mut self) -> Facts {
-        Facts { idle: system_idle_time::get_idle_time().ok(), ..Facts::default() }
+        let at_console =
+            !cfg!(windows) || std::env::var_os("SESSIONNAME").is_some_and(|name| name == "Console");
+        let idle = at_console.then(|| system_idle_time::get_idle_time().ok()).flatten();
+        Facts { idle, ..Facts::default() }
     }
 }
 
@@ -61,15 +64,13 @@ impl Source for Line {
     }
 
     fn look(&mut self) -> Facts {
-        Facts { line: router::hardware_address(), ..Facts::default() }
+        let vpn = netdev::get_default_interface().ok().map(|interface| interface.is_tun());
+        Facts { vpn, line: router::hardware_address(), ..Facts::default() }
     }
 }
 
 fn on_battery() -> Result<bool, starship_battery::Error> {
-    for battery in Manager::new()?.batteries()? {
-        if battery?.state() == State::Discharging {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    // One that is almost empty is not called discharging; one that can't be read says nothing.
+    let feeds = |state| matches!(state, State::Discharging | State::Empty);
+    Ok(Manager::new()?.batteries()?.flatten().any(|battery| feeds(battery.state())))
 }

@@ -110,30 +110,32 @@ fn both<T>(a: Option<T>, b: Option<T>, join: impl Fn(T, T) -> T) -> Option<T> {
 const STALE: Duration = Duration::from_secs(60);
 
 /// What is known, and since when.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Seen {
     facts: Facts,
-    at: Instant,
+    at: Option<Instant>,
 }
 
 impl Seen {
-    /// What is known now; `None` when nobody has looked for a minute.
+    /// What is known now; `None` when nobody has looked yet, or for a minute.
     pub fn facts(&self, now: Instant) -> Option<&Facts> {
-        (now.saturating_duration_since(self.at) < STALE).then_some(&self.facts)
+        let fresh = self.at.is_some_and(|at| now.saturating_duration_since(at) < STALE);
+        fresh.then_some(&self.facts)
     }
 }
 
 /// Looks again and again, on a thread of its own, for the sources wait. Other facts than before, and the first ones, are a change.
 pub fn watch(sources: Vec<Box<dyn Source>>) -> watch::Receiver<Seen> {
-    let seen = |facts| Seen { facts, at: Instant::now() };
-    let (sender, receiver) = watch::channel(seen(Facts::default()));
+    let (sender, receiver) = watch::channel(Seen::default());
     std::thread::spawn(move || {
-        let (mut watch, mut first) = (Watch::new(sources), true);
+        let mut watch = Watch::new(sources);
         while !sender.is_closed() {
-            let facts = watch.look(Instant::now());
+            // What is looked at first is the oldest when all was looked at.
+            let now = Instant::now();
+            let facts = watch.look(now);
             sender.send_if_modified(|before| {
-                let new = std::mem::take(&mut first) || before.facts != facts;
-                *before = seen(facts);
+                let new = before.at.is_none() || before.facts != facts;
+                *before = Seen { facts, at: Some(now) };
                 new
             });
             let pause = watch.due().map_or(IDLE, |due| due.saturating_duration_since(Instant::now()));
@@ -267,7 +269,7 @@ mod tests {
         }
         let (go_on, waits) = std::sync::mpsc::channel();
         let mut seen = watch(vec![Box::new(Hangs(waits))]);
-        assert_eq!(seen.borrow_and_update().facts(Instant::now()), Some(&Facts::default()));
+        assert_eq!(seen.borrow_and_update().facts(Instant::now()), None);
         go_on.send(()).unwrap();
         let start = Instant::now();
         while !seen.has_changed().unwrap() {
