@@ -91,12 +91,21 @@ impl Place {
     pub(crate) fn keep(&self, state_dir: &Path) -> std::io::Result<Kept> {
         let path = state_dir.join(FILE);
         let url = format!("{}\n", self.url());
-        private_file::write(&path, url.as_bytes())?;
         // Whoever reads it sees by the lock that somebody is there.
-        let file =
-            File::options().read(true).append(cfg!(windows)).create(cfg!(windows)).open(lock_of(&path))?;
-        file.try_lock()?;
-        Ok(Kept { path, url, _locked: file })
+        let lock = || {
+            let file = File::options()
+                .read(true)
+                .append(cfg!(windows))
+                .create(cfg!(windows))
+                .open(lock_of(&path))?;
+            file.try_lock()?;
+            std::io::Result::Ok(file)
+        };
+        // Where it is a file of its own, who has it keeps it.
+        let locked = if cfg!(windows) { Some(lock()?) } else { None };
+        private_file::write(&path, url.as_bytes())?;
+        let locked = locked.map_or_else(lock, Ok)?;
+        Ok(Kept { path, url, _locked: locked })
     }
 }
 
@@ -200,6 +209,7 @@ mod tests {
         assert!(matches!(find(dir.path(), "it"), Err(PlaceError::NotRunning { .. })), "left by a killed one");
     }
 
+    #[cfg(unix)]
     #[test]
     fn anothers_address_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
@@ -208,6 +218,16 @@ mod tests {
         let _second = other.keep(dir.path()).unwrap();
         drop(first);
         assert_eq!(find(dir.path(), "it").unwrap(), other.url());
+    }
+
+    #[cfg(windows)]
+    #[test]
+    fn who_is_there_stays_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = place();
+        let _kept = first.keep(dir.path()).unwrap();
+        assert!(place().keep(dir.path()).is_err());
+        assert_eq!(find(dir.path(), "it").unwrap(), first.url());
     }
 
     #[test]
