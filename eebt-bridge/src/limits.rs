@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_from_many_circuits_runs_into_the_total_and_takes_it_from_nobody_else() {
+    fn a_scan_from_many_circuits_runs_into_the_total_of_which_modest_ones_have_the_second_half() {
         let now = Instant::now();
         let few = |burst| Rate { per_second: 0.001, burst };
         let limits = Limits {
@@ -447,7 +447,7 @@ mod tests {
             });
             admitted.count()
         };
-        // The first one has what it may. At 8 of 15 the others are no longer modest, and have but half of the total.
+        // The first one ends where less than half of 15 is left; the others share the rest, while they are modest.
         assert_eq!([scan(true), scan(true), scan(true), scan(true)], [8, 3, 3, 1]);
         assert_eq!(scan(true), 0, "nobody passes the total");
         let mut total = TotalLimits::new(&limits, now);
